@@ -1,0 +1,15 @@
+"""Between tokens (B, N, C) and maps (B, C, *grid); the tokens of a grid are in row-major order."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def map_to_tokens(x: Tensor) -> Tensor:
+    """B, C, *grid -> B, N, C; a view where the map is channels-last in memory."""
+    return x.flatten(2).transpose(1, 2)
+
+
+def tokens_to_map(x: Tensor, grid: tuple[int, ...]) -> Tensor:
+    """B, N, C -> B, C, *grid; a view, so the map is channels-last in memory."""
+    return x.transpose(1, 2).unflatten(2, grid)

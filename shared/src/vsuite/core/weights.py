@@ -1,0 +1,309 @@
+"""Reading and saving weights, safely: published checkpoints -> our names, and back.
+
+Nothing here ever unpickles arbitrary objects: `.pth`, `.pt`, `.bin` and `.ckpt` are read with
+`weights_only=True`, `.npz` without pickles.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from vsuite.core import registry
+from vsuite.core.errors import InputError, unknown
+from vsuite.core.files import atomic_path
+from vsuite.core.registry import PublishedLayout
+
+Source = str | Path | BinaryIO | Mapping[str, Any]
+
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".npz")
+# Where training scripts put the state dict inside the file; the averaged weights first, as those are the ones published results use.
+CONTAINERS = (
+    "params_ema",
+    "state_dict_ema",
+    "model_ema",
+    "ema_state_dict",
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "network_weights",
+    "params",
+    "net",
+    "module",
+)
+PREFIXES = ("module.", "_orig_mod.", "model.", "network.", "net.", "backbone.")
+
+
+@dataclass
+class LoadReport:
+    """What happened to each name of a checkpoint.
+
+    Attributes:
+        loaded: our names that were filled.
+        renamed: published name -> our name, where they differ.
+        resized: our name -> (published shape, our shape), where a table was interpolated.
+        ignored: names of the file that carry nothing a model learns.
+        missing: our names that the file lacks.
+        unexpected: names of the file that the model lacks.
+        mismatched: our name -> (published shape, our shape), where they differ.
+    """
+
+    loaded: list[str] = field(default_factory=list)
+    renamed: dict[str, str] = field(default_factory=dict)
+    resized: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
+    ignored: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    mismatched: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
+
+    def problems(self) -> str:
+        """One line that names what is missing, left over or of another shape; empty if all is well."""
+        shapes = [f"{name} {list(got)} instead of {list(want)}" for name, (got, want) in self.mismatched.items()]
+        parts = [("missing", self.missing), ("left over", self.unexpected), ("of another shape", shapes)]
+        return "; ".join(f"{len(names)} {what}: {_shorten(names)}" for what, names in parts if names)
+
+
+def _shorten(names: list[str], most: int = 4) -> str:
+    return ", ".join(names[:most]) + (f", and {len(names) - most} more" if len(names) > most else "")
+
+
+def _label(source: Source) -> str:
+    return str(source) if isinstance(source, str | Path) else str(getattr(source, "name", "the given weights"))
+
+
+def read_state_dict(source: Source) -> dict[str, Tensor]:
+    """The tensors of a checkpoint under the names in the file, without containers and common prefixes.
+
+    Args:
+        source: a path (`.safetensors`, `.pth`, `.pt`, `.bin`, `.ckpt`, `.npz`), an open binary file (torch's or
+            safetensors' format), or a mapping of tensors or arrays.
+
+    Raises:
+        InputError: for a missing, truncated or foreign file, one that would need unpickling, or one without tensors.
+    """
+    label = _label(source)
+    content: Any = source
+    if isinstance(source, str | Path):
+        content = _read_file(Path(source))
+    elif not isinstance(source, Mapping):
+        content = _read_stream(source, label)
+    for key in CONTAINERS:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping):
+        raise InputError(f"{label}: holds a {type(content).__name__}, not a state dict")
+    state = {str(name): torch.as_tensor(value) for name, value in content.items() if isinstance(value, Tensor | np.ndarray)}
+    if not state:
+        raise InputError(f"{label}: holds no tensors")
+    return _strip_prefixes(state)
+
+
+def _strip_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Takes off each prefix that all names share."""
+    stripped = True
+    while stripped:
+        stripped = False
+        for prefix in PREFIXES:
+            if all(name.startswith(prefix) for name in state):
+                state = {name[len(prefix) :]: value for name, value in state.items()}
+                stripped = True
+    return state
+
+
+def _read_file(path: Path) -> Any:
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    if path.suffix not in SUFFIXES:
+        raise InputError(f"{path}: weights must end in one of {', '.join(SUFFIXES)}")
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as archive:
+                return {name: archive[name] for name in archive.files}
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        raise InputError(f"{path}: not plain weights: it is damaged or needs arbitrary Python objects, which are never unpickled") from error
+    except Exception as error:  # the readers raise many kinds for damaged files
+        raise InputError(f"{path}: cannot be read as weights: {_first_line(error)}") from error
+
+
+def _read_stream(stream: BinaryIO, label: str) -> Any:
+    try:
+        data = stream.read()
+        if data[8:9] == b"{":  # safetensors: eight bytes of length, then JSON
+            return safetensors.torch.load(data)
+        stream.seek(0)
+        return torch.load(stream, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise InputError(f"{label}: cannot be read as weights: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def read_metadata(source: Source) -> dict[str, Any]:
+    """What `save_weights` noted beside the tensors: "model", "options" and the caller's own; empty for other files."""
+    if not isinstance(source, str | Path) or Path(source).suffix != ".safetensors":
+        return {}
+    try:
+        with safetensors.safe_open(source, framework="pt") as file:  # type: ignore[no-untyped-call]
+            return json.loads((file.metadata() or {}).get("vsuite", "{}"))
+    except Exception as error:
+        raise InputError(f"{source}: cannot be read as weights: {_first_line(error)}") from error
+
+
+def read_options(source: Source, name: str) -> dict[str, Any]:
+    """The options that weights saved by us for the model `name` were built with; empty where the file does not say."""
+    metadata = read_metadata(source)
+    if metadata.get("model", name) != name:
+        raise InputError(f"{_label(source)}: holds weights of {metadata['model']!r}, not of {name!r}")
+    return metadata.get("options", {})
+
+
+def rename(state: Mapping[str, Any], layout: PublishedLayout, *, to_published: bool = False) -> dict[str, Any]:
+    """The same tensors under our names, or with `to_published` under the published ones."""
+    pairs = [(ours, published) for published, ours in reversed(layout.renames)] if to_published else list(layout.renames)
+    renamed = {}
+    for name, value in state.items():
+        for before, after in pairs:
+            name = name.replace(before, after)
+        renamed[name] = value
+    return renamed
+
+
+def load_weights(model: nn.Module, source: Source, *, strict: bool = True) -> LoadReport:
+    """Fills the model from a checkpoint, in the model's own precision.
+
+    Args:
+        model: any module; the published names of a registered one are understood as well as ours.
+        source: see `read_state_dict`.
+        strict: raise if anything is missing, left over or of another shape; else load what fits and report the rest.
+
+    Raises:
+        InputError: naming what does not fit. The model is unchanged then.
+    """
+    state = read_state_dict(source)
+    ours = model.state_dict()
+    report = LoadReport()
+    name = getattr(model, "built_from", {}).get("model")
+    layout = registry.model_info(name).layout if name else None
+    if layout is not None and layout.renames:
+        names = dict(zip(state, rename(state, layout), strict=True))
+        report.renamed = {published: our for published, our in names.items() if published != our}
+        state = rename(state, layout)
+    fitting = {}
+    for key, value in state.items():
+        if key.endswith("num_batches_tracked"):
+            report.ignored.append(key)
+        elif key not in ours:
+            report.unexpected.append(key)
+        elif value.shape != ours[key].shape:
+            report.mismatched[key] = (tuple(value.shape), tuple(ours[key].shape))
+        else:
+            fitting[key] = value
+    report.loaded = list(fitting)
+    report.missing = [key for key in ours if key not in state and not key.endswith("num_batches_tracked")]
+    problems = report.problems()
+    if strict and problems:
+        raise InputError(f"{_label(source)}: does not fit {type(model).__name__}: {problems}")
+    broken = [key for key, value in fitting.items() if value.is_floating_point() and not bool(torch.isfinite(value).all())]
+    if broken:
+        raise InputError(f"{_label(source)}: NaN or infinite values in {_shorten(broken)}")
+    model.load_state_dict(fitting, strict=False)
+    return report
+
+
+def load_published(source: Source, system: str | None = None, **options: Any) -> nn.Module:
+    """Builds the model that a checkpoint belongs to and fills it.
+
+    The system and its sizes are found from the names and shapes in the file (or from the note that `save_weights`
+    leaves). What a checkpoint cannot tell (an attention scale, say) is taken from `options`, else assumed as the
+    system's page says and noted in `model.built_from["assumed"]`.
+
+    Args:
+        source: see `read_state_dict`.
+        system: narrows the search; needed only where a file fits several systems.
+        options: overrides of what was found.
+
+    Raises:
+        InputError: if no system fits, several do, or tensors are missing or left over.
+    """
+    metadata = read_metadata(source)
+    if "model" in metadata:
+        return registry.create_model(metadata["model"], weights=source, **options)  # type: ignore[arg-type]
+    state = read_state_dict(source)
+    candidates = {name: layout for name, layout in _layouts(system).items() if all(key in rename(state, layout) for key in layout.keys)}
+    if not candidates:
+        tried = system or "any of " + ", ".join(_layouts(None))
+        raise InputError(f"{_label(source)}: is not a checkpoint of {tried}; it holds {_shorten(list(state))}")
+    if len(candidates) > 1:
+        raise InputError(f"{_label(source)}: fits {' and '.join(candidates)}; name one as `system`")
+    name, layout = next(iter(candidates.items()))
+    state = rename(state, layout)
+    assumed = {key: value for key, value in layout.assumed.items() if key not in options}
+    try:
+        model = layout.build(**{**layout.infer(state), **assumed, **options})
+    except (KeyError, IndexError) as error:
+        raise InputError(f"{_label(source)}: is no complete checkpoint of {name}: {error} is missing") from error
+    load_weights(model, state)
+    model.built_from = {"system": name, "options": options, "assumed": assumed}  # type: ignore[assignment]
+    return model
+
+
+def _layouts(system: str | None) -> dict[str, PublishedLayout]:
+    infos = [registry.model_info(name) for name in registry.list_models()]
+    layouts = {info.system: info.layout for info in infos if info.layout is not None}
+    if system is None:
+        return layouts
+    if system not in layouts:
+        raise unknown("system with a published layout", system, layouts)
+    return {system: layouts[system]}
+
+
+def save_weights(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    published: bool = False,
+    dtype: torch.dtype | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> None:
+    """Saves the state dict atomically: as safetensors with a note of how to build the model, or in torch's format.
+
+    Args:
+        path: ends in `.safetensors`, `.pth`, `.pt` or `.bin`.
+        published: use the authors' names, so that other tools load the file.
+        dtype: store floating-point tensors in this type, such as `torch.float16`.
+        metadata: further facts to keep beside the tensors (safetensors only; see `read_metadata`).
+    """
+    path = Path(path)
+    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    if dtype is not None:
+        state = {name: value.to(dtype) if value.is_floating_point() else value for name, value in state.items()}
+    built_from = getattr(model, "built_from", {})
+    if published and built_from.get("model"):
+        layout = registry.model_info(built_from["model"]).layout
+        state = rename(state, layout, to_published=True) if layout else state
+    if path.suffix == ".safetensors":
+        note = {} if published else {key: built_from[key] for key in ("model", "options") if key in built_from}
+        text = json.dumps(note | dict(metadata or {}))
+        with atomic_path(path) as temporary:
+            safetensors.torch.save_file({k: v.clone() for k, v in state.items()}, temporary, metadata={"format": "pt", "vsuite": text})
+    elif path.suffix in (".pth", ".pt", ".bin"):
+        with atomic_path(path) as temporary:
+            torch.save(state, temporary)
+    else:
+        raise InputError(f"{path}: weights are saved as .safetensors, .pth, .pt or .bin")
