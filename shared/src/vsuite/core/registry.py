@@ -68,6 +68,7 @@ class ModelInfo:
         options: keyword -> default of the builder.
         published: figures as published.
         weights: weights that installed packages ship for this model: name -> file.
+        input_size: of one input as published, channels first, without the batch; what `vsuite bench` runs. Empty: not given.
     """
 
     name: str
@@ -81,6 +82,7 @@ class ModelInfo:
     builder: Callable[..., nn.Module]
     layout: PublishedLayout | None
     weights: Mapping[str, Path]
+    input_size: tuple[int, ...] = ()
 
 
 _MODELS: dict[str, ModelInfo] = {}
@@ -95,6 +97,7 @@ def register_model(
     published: Sequence[PublishedResult] = (),
     layout: PublishedLayout | None = None,
     weights: Mapping[str, Path] | None = None,
+    input_size: Sequence[int] = (),
 ) -> Callable[[Builder], Builder]:
     """Registers the decorated builder under its own name; a second registration of a name raises."""
 
@@ -117,6 +120,7 @@ def register_model(
             builder=builder,
             layout=layout,
             weights=dict(weights or {}),
+            input_size=tuple(input_size),
         )
         return builder
 
@@ -190,9 +194,7 @@ def create_model(
     info = model_info(name)
     given = {"num_classes": num_classes, "in_channels": in_channels}
     options |= {key: value for key, value in given.items() if value is not None}
-    for key in options:
-        if key not in info.options:
-            raise unknown(f"option of {name}", key, info.options)
+    _check_options(info, options)
     if isinstance(weights, str) and not Path(weights).exists():
         if weights not in info.weights:
             raise unknown(f"weights of {name} (and no such file)", weights, info.weights)
@@ -202,9 +204,16 @@ def create_model(
     from vsuite.core.weights import load_weights, read_options
 
     options = read_options(weights, name) | options
+    _check_options(info, options)
     model = _tagged(info.builder(**options), name, options)
     load_weights(model, weights)
     return model
+
+
+def _check_options(info: ModelInfo, options: Mapping[str, Any]) -> None:
+    for key in options:
+        if key not in info.options:
+            raise unknown(f"option of {info.name}", key, info.options)
 
 
 def _tagged(model: nn.Module, name: str, options: Mapping[str, Any]) -> nn.Module:

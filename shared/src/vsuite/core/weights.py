@@ -6,6 +6,8 @@ Nothing here ever unpickles arbitrary objects: `.pth`, `.pt`, `.bin` and `.ckpt`
 
 from __future__ import annotations
 
+import inspect
+import io
 import json
 import pickle
 import zipfile
@@ -98,12 +100,15 @@ def read_state_dict(source: Source) -> dict[str, Tensor]:
         content = _read_file(Path(source))
     elif not isinstance(source, Mapping):
         content = _read_stream(source, label)
-    for key in CONTAINERS:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
+    for _ in range(3):  # containers nest; a damaged file may even contain itself
+        if isinstance(content, Mapping):
+            content = next((content[key] for key in CONTAINERS if isinstance(content.get(key), Mapping)), content)
     if not isinstance(content, Mapping):
         raise InputError(f"{label}: holds a {type(content).__name__}, not a state dict")
-    state = {str(name): torch.as_tensor(value) for name, value in content.items() if isinstance(value, Tensor | np.ndarray)}
+    try:
+        state = {str(name): torch.as_tensor(value) for name, value in content.items() if isinstance(value, Tensor | np.ndarray)}
+    except (TypeError, ValueError) as error:  # arrays of text or in foreign byte order
+        raise InputError(f"{label}: holds an array that is no tensor: {_first_line(error)}") from error
     if not state:
         raise InputError(f"{label}: holds no tensors")
     return _strip_prefixes(state)
@@ -134,7 +139,7 @@ def _read_file(path: Path) -> Any:
                 return {name: archive[name] for name in archive.files}
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
-        raise InputError(f"{path}: not plain weights: it is damaged or needs arbitrary Python objects, which are never unpickled") from error
+        raise InputError(f"{path}: not plain weights: damaged, or with Python objects, which are never unpickled") from error
     except Exception as error:  # the readers raise many kinds for damaged files
         raise InputError(f"{path}: cannot be read as weights: {_first_line(error)}") from error
 
@@ -159,10 +164,14 @@ def read_metadata(source: Source) -> dict[str, Any]:
     if not isinstance(source, str | Path) or Path(source).suffix != ".safetensors":
         return {}
     try:
-        with safetensors.safe_open(source, framework="pt") as file:  # type: ignore[no-untyped-call]
-            return json.loads((file.metadata() or {}).get("vsuite", "{}"))
+        with safetensors.safe_open(source, framework="pt") as file:
+            metadata = json.loads((file.metadata() or {}).get("vsuite", "{}"))
     except Exception as error:
         raise InputError(f"{source}: cannot be read as weights: {_first_line(error)}") from error
+    kinds = {"model": str, "system": str, "options": dict}
+    if not isinstance(metadata, dict) or any(key in metadata and not isinstance(metadata[key], kind) for key, kind in kinds.items()):
+        raise InputError(f"{source}: its note on how to build the model is damaged")
+    return metadata
 
 
 def read_options(source: Source, name: str) -> dict[str, Any]:
@@ -180,6 +189,8 @@ def rename(state: Mapping[str, Any], layout: PublishedLayout, *, to_published: b
     for name, value in state.items():
         for before, after in pairs:
             name = name.replace(before, after)
+        if name in renamed:
+            raise InputError(f"two tensors of the checkpoint map onto {name!r}")
         renamed[name] = value
     return renamed
 
@@ -198,8 +209,7 @@ def load_weights(model: nn.Module, source: Source, *, strict: bool = True) -> Lo
     state = read_state_dict(source)
     ours = model.state_dict()
     report = LoadReport()
-    name = getattr(model, "built_from", {}).get("model")
-    layout = registry.model_info(name).layout if name else None
+    layout = _layout_of(model)
     if layout is not None and layout.renames:
         names = dict(zip(state, rename(state, layout), strict=True))
         report.renamed = {published: our for published, our in names.items() if published != our}
@@ -244,6 +254,8 @@ def load_published(source: Source, system: str | None = None, **options: Any) ->
     metadata = read_metadata(source)
     if "model" in metadata:
         return registry.create_model(metadata["model"], weights=source, **options)  # type: ignore[arg-type]
+    if "system" in metadata:
+        system, options = metadata["system"], metadata.get("options", {}) | options
     state = read_state_dict(source)
     candidates = {name: layout for name, layout in _layouts(system).items() if all(key in rename(state, layout) for key in layout.keys)}
     if not candidates:
@@ -254,13 +266,27 @@ def load_published(source: Source, system: str | None = None, **options: Any) ->
     name, layout = next(iter(candidates.items()))
     state = rename(state, layout)
     assumed = {key: value for key, value in layout.assumed.items() if key not in options}
+    for key in options:
+        if key not in inspect.signature(layout.build).parameters:
+            raise unknown(f"option of {name}", key, inspect.signature(layout.build).parameters)
     try:
-        model = layout.build(**{**layout.infer(state), **assumed, **options})
-    except (KeyError, IndexError) as error:
+        options = {**layout.infer(state), **assumed, **options}
+        model = layout.build(**options)
+        load_weights(model, state)
+    except KeyError as error:
         raise InputError(f"{_label(source)}: is no complete checkpoint of {name}: {error} is missing") from error
-    load_weights(model, state)
+    except (IndexError, ValueError, ArithmeticError) as error:
+        raise InputError(f"{_label(source)}: is no checkpoint of {name}: {_first_line(error)}") from error
     model.built_from = {"system": name, "options": options, "assumed": assumed}  # type: ignore[assignment]
     return model
+
+
+def _layout_of(model: nn.Module) -> PublishedLayout | None:
+    """The published layout of a model that was built by name or from a checkpoint."""
+    built_from = getattr(model, "built_from", {})
+    if "model" in built_from:
+        return registry.model_info(built_from["model"]).layout
+    return _layouts(built_from["system"])[built_from["system"]] if "system" in built_from else None
 
 
 def _layouts(system: str | None) -> dict[str, PublishedLayout]:
@@ -293,17 +319,18 @@ def save_weights(
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     if dtype is not None:
         state = {name: value.to(dtype) if value.is_floating_point() else value for name, value in state.items()}
-    built_from = getattr(model, "built_from", {})
-    if published and built_from.get("model"):
-        layout = registry.model_info(built_from["model"]).layout
-        state = rename(state, layout, to_published=True) if layout else state
+    layout = _layout_of(model) if published else None
+    state = rename(state, layout, to_published=True) if layout else state
     if path.suffix == ".safetensors":
-        note = {} if published else {key: built_from[key] for key in ("model", "options") if key in built_from}
+        built_from = {} if published else getattr(model, "built_from", {})
+        note = {key: built_from[key] for key in ("model", "system", "options") if key in built_from}
         text = json.dumps(note | dict(metadata or {}))
-        with atomic_path(path) as temporary:
-            safetensors.torch.save_file({k: v.clone() for k, v in state.items()}, temporary, metadata={"format": "pt", "vsuite": text})
+        data = safetensors.torch.save({k: v.clone() for k, v in state.items()}, metadata={"format": "pt", "vsuite": text})
     elif path.suffix in (".pth", ".pt", ".bin"):
-        with atomic_path(path) as temporary:
-            torch.save(state, temporary)
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        data = buffer.getvalue()
     else:
         raise InputError(f"{path}: weights are saved as .safetensors, .pth, .pt or .bin")
+    with atomic_path(path) as temporary:  # plain bytes, so that a full disk shows as an OSError whatever the format
+        temporary.write_bytes(data)

@@ -12,4 +12,5 @@ def map_to_tokens(x: Tensor) -> Tensor:
 
 def tokens_to_map(x: Tensor, grid: tuple[int, ...]) -> Tensor:
     """B, N, C -> B, C, *grid; a view, so the map is channels-last in memory."""
-    return x.transpose(1, 2).unflatten(2, grid)
+    # Splitting the tokens first keeps the strides of a batch of one such that torch sees the map as channels-last.
+    return x.unflatten(1, grid).movedim(-1, 1)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vsuite.core import InputError, PublishedLayout, PublishedResult, register_model
-from vsuite.core.nn import attend, fold_batch_norm, initialise_transformer, map_to_tokens, tokens_to_map
+from vsuite.core.nn import attend, depthwise_conv3d, fold_batch_norm, initialise_transformer, map_to_tokens, resize_linear, tokens_to_map
 
 Grid = tuple[int, ...]
 AttentionScale = Literal["num_heads", "head_dim"]
@@ -72,7 +72,7 @@ class DepthwiseConvolution(nn.Module):
         self.bn: nn.Module = nn.BatchNorm3d(dim)
 
     def forward(self, x: Tensor, grid: Grid) -> Tensor:
-        return map_to_tokens(self.bn(self.dwconv(tokens_to_map(x, grid))))
+        return map_to_tokens(self.bn(depthwise_conv3d(tokens_to_map(x, grid), self.dwconv.weight, self.dwconv.bias)))
 
     def fold(self) -> None:
         if isinstance(self.bn, nn.BatchNorm3d):
@@ -176,21 +176,17 @@ class Decoder(nn.Module):
 
     def forward(self, *maps: Tensor) -> Tensor:
         """maps: B, C_i, D_i, H_i, W_i, finest first -> logits B, K, D, H, W."""
-        conv, norm, activation = self.linear_fuse
+        conv, norm, _ = self.linear_fuse
         dim = conv.out_channels
-        weights = conv.weight.reshape(dim, -1).split(dim, dim=1)  # one slice a stage, coarsest first
-        finest = tuple(maps[0].shape[2:])
-        fused = None
-        for i, weight in zip(range(len(maps), 0, -1), weights, strict=True):
-            grid = tuple(maps[i - 1].shape[2:])
-            bias = conv.bias if i == 1 else None  # exists once the batch norm is folded
-            x = F.linear(getattr(self, f"linear_c{i}")(map_to_tokens(maps[i - 1])), weight, bias)
-            x = tokens_to_map(x, grid)
-            if grid != finest:
-                x = F.interpolate(x, size=finest, mode="trilinear", align_corners=False)
-            fused = x if fused is None else fused + x
-        logits = self.linear_pred(self.dropout(activation(norm(fused))))
-        return F.interpolate(logits, scale_factor=float(self.upsampling), mode="trilinear", align_corners=False)
+        weights = conv.weight.reshape(dim, -1).split(dim, dim=1)[::-1]  # one slice a stage; published order is coarsest first
+        grid = tuple(maps[0].shape[2:])
+        fused = F.linear(self.linear_c1(map_to_tokens(maps[0])), weights[0], conv.bias).unflatten(1, grid)  # B, D, H, W, C
+        for i, (x, weight) in enumerate(zip(maps[1:], weights[1:], strict=True), 2):
+            projected = F.linear(getattr(self, f"linear_c{i}")(map_to_tokens(x)), weight)
+            fused = resize_linear(projected.unflatten(1, tuple(x.shape[2:])), grid, add_to=fused)
+        fused = F.relu(norm(fused.movedim(-1, 1)), inplace=True).movedim(1, -1)
+        logits = F.linear(self.dropout(fused), self.linear_pred.weight.flatten(1), self.linear_pred.bias)
+        return resize_linear(logits, [self.upsampling * side for side in grid]).movedim(-1, 1)
 
     def fold(self) -> None:
         conv, norm, activation = self.linear_fuse
@@ -269,6 +265,9 @@ class SegFormer3D(nn.Module):
         self.segformer_encoder = Encoder(stages, attention_scale)
         self.segformer_decoder = Decoder(embed_dims[::-1], decoder_head_embedding_dim, num_classes, decoder_dropout, patch_stride[0])
         self.apply(initialise_transformer)
+        # The official rule takes the classifier for a convolution like the others: fan-out is then the few classes, and training
+        # starts from logits of about 10. From near zero it starts at the loss of a uniform guess.
+        nn.init.trunc_normal_(self.segformer_decoder.linear_pred.weight, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim != 5 or x.shape[1] != self.in_channels:
@@ -353,6 +352,7 @@ LAYOUT = PublishedLayout(
     system="segformer3d",
     task="segmentation",
     layout=LAYOUT,
+    input_size=(4, 128, 128, 128),
     paper="SegFormer3D: an Efficient Transformer for 3D Medical Image Segmentation, Perera et al., CVPR 2024 workshop, arXiv 2404.10156",
     licence="MIT (official code and BraTS2017 weights)",
     published=(

@@ -41,9 +41,7 @@ def _decode(self: Decoder, *maps: Tensor) -> Tensor:
         volume = tokens.permute(0, 2, 1).reshape(volume.shape[0], -1, *volume.shape[2:])
         resized.append(F.interpolate(volume, size=maps[0].shape[2:], mode="trilinear", align_corners=False) if i > 1 else volume)
     fused = self.linear_fuse(torch.cat(resized, dim=1))
-    return F.interpolate(
-        self.linear_pred(self.dropout(fused)), scale_factor=float(self.upsampling), mode="trilinear", align_corners=False
-    )
+    return F.interpolate(self.linear_pred(self.dropout(fused)), scale_factor=float(self.upsampling), mode="trilinear", align_corners=False)
 
 
 def build(**options: Any) -> nn.Module:

@@ -1,0 +1,187 @@
+"""The command line `vsuite-medical`: train, predict, evaluate, export, demo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from vsuite.core.cli import options
+from vsuite.core.cli.app import new_app, run
+from vsuite.core.errors import InputError
+
+app = new_app("vsuite-medical", "3D medical image segmentation: from NIfTI files to trained, evaluated and exported models.")
+
+OptionalData = Annotated[Path | None, typer.Option("--data", help="Data set: Decathlon or nnU-Net folder, or images/ and labels/.")]
+OptionalModel = Annotated[str | None, typer.Option("--model", help="Name of a model, in place of the recipe's.")]
+OptionalPrecision = Annotated[Literal["fp32", "bf16", "fp16"] | None, typer.Option("--precision", help="In place of the recipe's.")]
+OptionalBatchSize = Annotated[int | None, typer.Option("--batch-size", min=1, help="In place of the recipe's.")]
+OptionalSeed = Annotated[int | None, typer.Option("--seed", min=0, help="In place of the recipe's.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue what is in the output folder.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is in the output.")]
+Overlap = Annotated[float, typer.Option("--overlap", help="Of neighbouring windows, 0 to below 1.")]
+Blend = Annotated[Literal["gaussian", "constant"], typer.Option("--blend", help="Weights of overlapping windows.")]
+
+
+@app.command()
+def train(
+    data: OptionalData = None,
+    recipe: Annotated[str | None, typer.Option("--recipe", help="brats2017, generic (default), hippocampus, or a YAML file.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Run folder [default: runs/DATASET-RECIPE].")] = None,
+    config: Annotated[Path | None, typer.Option("--config", help="A run's settings.yaml, in place of a recipe.")] = None,
+    model: OptionalModel = None,
+    weights: options.Weights = None,
+    split: Annotated[Path | None, typer.Option("--split", help="JSON with the names of train and val cases.")] = None,
+    fold: Annotated[int | None, typer.Option("--fold", help="Which of --folds parts (or of the split file) validates.")] = None,
+    folds: Annotated[int | None, typer.Option("--folds", help="Parts of the cross-validation [default: 5].")] = None,
+    device: options.Device = "auto",
+    precision: OptionalPrecision = None,
+    batch_size: OptionalBatchSize = None,
+    seed: OptionalSeed = None,
+    resume: Resume = False,
+    overrides: options.Set = [],  # noqa: B006
+) -> None:
+    """Train on a data set, by a recipe."""
+    from vsuite.medical.training import resolve_settings
+    from vsuite.medical.training import train as run_training
+
+    if resume and config is None and recipe is None and out is not None and (out / "settings.yaml").exists():
+        config = out / "settings.yaml"
+    chosen = {"plan.model": model, "training.precision": precision, "training.batch_size": batch_size, "training.seed": seed}
+    settings = resolve_settings(
+        data=data,
+        recipe=recipe,
+        config=config,
+        overrides=[*(f"{key}={value}" for key, value in chosen.items() if value is not None), *overrides],
+        weights=weights,
+        split=None if split is None else str(split),
+        fold=fold,
+        folds=folds,
+    )
+    out = out or Path("runs") / f"{Path(settings.data).resolve().name}-{settings.name}"
+    result = run_training(settings, out, device=device, resume=resume)
+    typer.echo(f"{result.best_path}: {_metrics(result.best_metrics)} (step {result.best_step} of {result.steps_done})")
+    typer.echo(f"report: {out / 'report.html'}")
+    typer.echo(f"next: vsuite-medical predict --weights {result.best_path} IMAGE.nii.gz")
+
+
+def _metrics(values: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4f}" for name, value in values.items()) or "the last weights (nothing to validate on)"
+
+
+@app.command()
+def predict(
+    inputs: Annotated[list[Path], typer.Argument(metavar="IMAGES...", help="NIfTI files, or a folder of them.")],
+    weights: options.Ensemble,
+    out: options.Out = Path("predictions"),
+    device: options.Device = "auto",
+    precision: options.Precision = "fp32",
+    batch_size: OptionalBatchSize = None,
+    overlap: Overlap = 0.5,
+    blend: Blend = "gaussian",
+    mirror: Annotated[bool, typer.Option("--mirror", help="Average over mirrored images; slower, a little better.")] = False,
+    probabilities: Annotated[bool, typer.Option("--probabilities", help="Also write class probabilities (.npy, float16).")] = False,
+    nearest: Annotated[bool, typer.Option("--nearest", help="Resample labels, not logits: faster, rougher edges.")] = False,
+    largest_component: Annotated[list[int], typer.Option("--largest-component", help="Keep the largest part of this id.")] = [],  # noqa: B006
+    smallest_component: Annotated[float, typer.Option("--smallest-component", min=0, help="Drop parts below so many mm^3.")] = 0.0,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Label images, each in its own grid."""
+    from vsuite.core.devices import pick_device
+    from vsuite.medical.inference import Predictor, predict_files
+
+    predictor = Predictor(
+        weights,
+        device=pick_device(device),
+        precision=precision,
+        overlap=overlap,
+        blend=blend,
+        mirror=mirror,
+        batch_size=batch_size,
+        interpolation="nearest" if nearest else "linear",
+        largest_component=largest_component,
+        smallest_component=smallest_component,
+    )
+    failed = predict_files(predictor, inputs, out, resume=resume, overwrite=overwrite, save_probabilities=probabilities)
+    typer.echo(f"label maps in {out}")
+    if failed:
+        raise InputError(f"{failed} {'case' if failed == 1 else 'cases'} failed; see {out / 'predictions.json'}")
+
+
+@app.command()
+def evaluate(
+    predictions: Annotated[Path, typer.Argument(help="Folder of predicted label maps, or one file.")],
+    data: Annotated[Path, typer.Option("--data", help="Folder of reference label maps, or one file.")],
+    out: options.Out = Path("evaluation"),
+    labels: Annotated[Path | None, typer.Option("--labels", help="Names of the ids: labels.json, dataset.json or weights.")] = None,
+    convention: Annotated[str, typer.Option("--convention", help="nnunet, monai, brats or paper:transunet.")] = "nnunet",
+    nsd_tolerance: Annotated[float, typer.Option("--nsd-tolerance", help="Of the normalised surface Dice, mm.")] = 1.0,
+    images: Annotated[Path | None, typer.Option("--images", help="Folder of the images, for the pictures.")] = None,
+    pictures: Annotated[bool, typer.Option("--pictures/--no-pictures", help="Draw every case, and write report.html.")] = True,
+    missing_as_empty: Annotated[bool, typer.Option("--missing-as-empty", help="A missing prediction counts as an empty one.")] = False,
+) -> None:
+    """Compare predictions with references: Dice, HD95, NSD, volumes, a case and structure."""
+    from vsuite.medical.evaluation import evaluate_folder
+    from vsuite.medical.evaluation_files import print_evaluation
+
+    found = evaluate_folder(
+        predictions,
+        data,
+        labels=labels,
+        convention=convention,
+        nsd_tolerance_mm=nsd_tolerance,
+        out=out,
+        pictures=pictures,
+        images=images,
+        missing_as_empty=missing_as_empty,
+    )
+    print_evaluation(found)
+    typer.echo(f"files in {out}" + (f", report: {out / 'report.html'}" if pictures else ""))
+    if found.failed:
+        raise InputError(f"{len(found.failed)} of {len(found.cases)} cases could not be compared; first: {found.failed[0].error}")
+
+
+@app.command()
+def export(
+    weights: Annotated[str, typer.Option("--weights", help="File of weights, or the name of shipped ones.")],
+    out: options.Out,
+    form: Annotated[
+        Literal["bundle", "onnx", "torchscript", "published"],
+        typer.Option("--format", help="bundle (MONAI), onnx, torchscript, or published (the authors' layout)."),
+    ] = "bundle",
+    overlap: Overlap = 0.5,
+    blend: Blend = "gaussian",
+    dynamic_size: Annotated[bool, typer.Option("--dynamic-size", help="ONNX: leave the size of the input free.")] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Export as MONAI bundle, ONNX, TorchScript or the authors' layout, with a contract that says what goes in and comes out."""
+    from vsuite.medical import export as exports
+    from vsuite.medical.inference.predictor import find_weights
+
+    source = find_weights(weights)
+    if form != "bundle" and out.exists() and not overwrite:
+        raise InputError(f"{out}: exists; --overwrite replaces it")
+    if form == "bundle":
+        written: Any = exports.export_bundle(source, out, overlap=overlap, blend=blend, overwrite=overwrite)
+    elif form == "onnx":
+        written = exports.export_onnx(source, out, dynamic_size=dynamic_size, overlap=overlap, blend=blend)
+    elif form == "torchscript":
+        written = exports.export_torchscript(source, out, overlap=overlap, blend=blend)
+    else:
+        written = exports.export_published(source, out)
+    typer.echo(str(written))
+
+
+@app.command()
+def demo(out: options.Out = Path("demo"), seed: options.Seed = 0, overwrite: Overwrite = False) -> None:
+    """Make a small data set, train on it for about a minute, predict, evaluate and report."""
+    from vsuite.medical.demo import run_demo
+
+    run_demo(out, seed=seed, overwrite=overwrite)
+
+
+def main() -> None:
+    """Entry point of `vsuite-medical`."""
+    run(app)

@@ -1,0 +1,1 @@
+"""Volumes, label maps and data sets: files, geometry, planning."""

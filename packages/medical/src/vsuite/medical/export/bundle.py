@@ -1,0 +1,237 @@
+"""A MONAI bundle: a folder with the weights, a configuration that names this package's own parts, and its papers."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import importlib.resources
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+from typing import Any, Literal
+
+from torch import nn
+
+from vsuite.core import InputError, save_weights
+from vsuite.medical.export.contract import Contract, contract_of, write_contract
+from vsuite.medical.export.source import Source, model_and_plan
+from vsuite.medical.plan import Plan
+
+SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
+"""The official schema, for those online; a schema of our own lies in the bundle for those who are not."""
+
+INTENDED_USE = "Research. Not a medical device; not for clinical decisions."
+
+
+@dataclass(frozen=True)
+class BundleFacts:
+    """What only the person who exports knows about a model; each may be left as it is.
+
+    Attributes:
+        name: for people; None takes the folder's name.
+        version: semantic, such as "0.1.0".
+        description, task: one sentence each; empty ones are made from the plan.
+        authors, copyright: of the model.
+        modality: "CT", "MR", ... of the images.
+        data_source: the training data and where they come from.
+        data_licence: their licence and what it asks of the weights.
+        intended_use: and what it is not for.
+        references: publications.
+    """
+
+    name: str | None = None
+    version: str = "0.1.0"
+    description: str = ""
+    task: str = ""
+    authors: str = "not stated"
+    copyright: str = "not stated"
+    modality: str = "n/a"
+    data_source: str = ""
+    data_licence: str = "Not stated by the exporter. Ask for the terms of the training data before passing the weights on."
+    intended_use: str = INTENDED_USE
+    references: Sequence[str] = ()
+
+
+def export_bundle(
+    weights: Source,
+    out_dir: str | Path,
+    *,
+    facts: BundleFacts | None = None,
+    overlap: float = 0.5,
+    blend: Literal["gaussian", "constant"] = "gaussian",
+    overwrite: bool = False,
+) -> Path:
+    """Writes a bundle that MONAI runs, verifies and converts, whole or not at all.
+
+    Its inference gives the label files that our `predict` gives with the same overlap and blending.
+
+    Args:
+        weights: see `model_and_plan`.
+        out_dir: the bundle's root, named after the model.
+        facts: for its metadata and papers.
+        overlap, blend: of the sliding window.
+        overwrite: replace a bundle that is there.
+
+    Returns:
+        The bundle's root.
+
+    Raises:
+        InputError: for a folder that is not empty, a version that is not semantic, or names that a bundle's
+            configuration would take for code.
+    """
+    out = Path(out_dir).absolute()
+    facts = facts or BundleFacts()
+    if not re.fullmatch(r"\d+\.\d+\.\d+([-+][0-9A-Za-z.+-]+)?", facts.version):
+        raise InputError(f"version must be semantic, such as 1.0.0; got {facts.version!r}")
+    model, plan = model_and_plan(weights)
+    contract = contract_of(model, plan, overlap=overlap, blend=blend)
+    metadata = _metadata(plan, contract, facts, facts.name or out.name)
+    _refuse_code(metadata)
+    with _folder(out, overwrite=overwrite) as root:
+        for folder in ("configs", "models", "docs"):
+            (root / folder).mkdir()
+        (root / "LICENSE").write_text(_template("LICENSE"), encoding="utf-8")
+        (root / "configs" / "meta_schema.json").write_text(_template("meta_schema.json"), encoding="utf-8")
+        (root / "configs" / "logging.conf").write_text(_template("logging.conf"), encoding="utf-8")
+        (root / "configs" / "plan.json").write_text(plan.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        _write_json(root / "configs" / "metadata.json", metadata)
+        _write_json(root / "configs" / "inference.json", _inference(model, plan, overlap, blend))
+        (root / "docs" / "README.md").write_text(_readme(metadata, plan, contract, facts), encoding="utf-8")
+        (root / "docs" / "data_license.txt").write_text(facts.data_licence.strip() + "\n", encoding="utf-8")
+        write_contract(contract, root / "docs" / "contract.json")
+        save_weights(model, root / "models" / "model.pt")
+    return out
+
+
+@contextlib.contextmanager
+def _folder(out: Path, *, overwrite: bool) -> Iterator[Path]:
+    """A new folder beside `out` that takes its place when the block ends without an error."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if not overwrite:
+            raise InputError(f"{out}: exists and is not empty; choose another folder, or overwrite it")
+        if not (out / "configs" / "metadata.json").is_file():
+            raise InputError(f"{out}: is no bundle, so it is not overwritten")
+    building, old = out.with_name(f".{out.name}.{os.getpid()}.new"), out.with_name(f".{out.name}.{os.getpid()}.old")
+    try:
+        building.mkdir(parents=True)
+        yield building
+        if out.exists():
+            out.replace(old)
+        building.replace(out)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written: {error.strerror or error}") from error
+    finally:
+        if old.exists() and not out.exists():  # the second move failed: the old bundle goes back
+            old.replace(out)
+        shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def _template(name: str) -> str:
+    return (importlib.resources.files("vsuite.medical.export") / "templates" / name).read_text(encoding="utf-8")
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _inference(model: nn.Module, plan: Plan, overlap: float, blend: str) -> dict[str, Any]:
+    config = json.loads(_template("inference.json"))
+    built_from = getattr(model, "built_from", {})
+    options = built_from.get("options", plan.options)
+    config["network_def"] = {"_target_": "vsuite.core.create_model", "name": built_from.get("model", plan.model), **options}
+    config["inferer"] |= {"overlap": overlap, "blend": blend}
+    return config
+
+
+def _metadata(plan: Plan, contract: Contract, facts: BundleFacts, name: str) -> dict[str, Any]:
+    structures = ", ".join(plan.foreground)
+    dataset = plan.dataset or facts.data_source or "data that the exporter does not name"
+    classes = [f"{c.index}: {c.name}" for c in contract.output.classes]
+    packages = ("vsuite-medical", "vsuite-core", "nibabel", "scipy", "safetensors", "pytorch-ignite")
+    ct = all(rule.kind == "ct" for rule in plan.normalisation)
+    image = {
+        "type": "image",
+        "format": "hounsfield" if ct else "magnitude",
+        "modality": "CT" if ct and facts.modality == "n/a" else facts.modality,
+        "num_channels": len(plan.channels),
+        "spatial_shape": list(contract.input.window),
+        "dtype": "float32",
+        "value_range": [],
+        "is_patch_data": True,
+        "channel_def": {str(i): channel for i, channel in enumerate(plan.channels)},
+    }
+    pred = image | {
+        "format": "segmentation",
+        "num_channels": plan.num_outputs,
+        "channel_def": {str(c.index): c.name for c in contract.output.classes},
+    }
+    return {
+        "schema": SCHEMA,
+        "version": facts.version,
+        "changelog": {facts.version: "exported by vsuite-medical " + _version("vsuite-medical")},
+        "monai_version": _version("monai"),
+        "pytorch_version": _version("torch").split("+")[0],
+        "numpy_version": _version("numpy"),
+        "required_packages_version": {package: _version(package) for package in packages},
+        "name": name,
+        "task": facts.task or f"3D segmentation: {structures}",
+        "description": facts.description or f"Segmentation of {structures} with {contract.model}, trained on {dataset}.",
+        "authors": facts.authors,
+        "copyright": facts.copyright,
+        "data_source": facts.data_source or dataset,
+        "data_type": "nifti",
+        "image_classes": f"{len(plan.channels)} channel(s): {', '.join(plan.channels)}",
+        "label_classes": ", ".join(f"{ids}: {label}" for label, ids in plan.labels.items()),
+        "pred_classes": f"logits for {contract.output.activation}: {', '.join(classes)}",
+        "intended_use": facts.intended_use,
+        "references": list(facts.references),
+        "network_data_format": {"inputs": {"image": image}, "outputs": {"pred": pred}},
+    }
+
+
+def _version(package: str) -> str:
+    """Of the installed package; of one that only running the bundle needs, the oldest that is known to do."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return {"pytorch-ignite": "0.5.0"}[package]
+
+
+def _refuse_code(value: Any) -> None:
+    """MONAI evaluates strings that begin with $ and resolves @ and %: names out of a data set must not get there."""
+    if isinstance(value, dict):
+        for item in value.values():
+            _refuse_code(item)
+    elif isinstance(value, list):
+        for item in value:
+            _refuse_code(item)
+    elif isinstance(value, str) and value.strip().startswith(("$", "@", "%")):
+        raise InputError(f"{value!r}: a bundle's metadata must not begin with $, @ or %, which MONAI takes for code")
+
+
+def _readme(metadata: dict[str, Any], plan: Plan, contract: Contract, facts: BundleFacts) -> str:
+    window = contract.input.window
+    labels = ", ".join(f"{c.written_as} {c.name}" for c in contract.output.classes if c.written_as)
+    spacing = "the image's own" if plan.spacing is None else " x ".join(f"{side:g}" for side in plan.spacing) + " mm (x, y, z)"
+    values = {
+        "name": metadata["name"],
+        "description": metadata["description"],
+        "version": metadata["version"],
+        "intended_use": metadata["intended_use"],
+        "model": contract.model,
+        "dataset": metadata["data_source"],
+        "channels": "; ".join(f"channel {i} {name}" for i, name in enumerate(plan.channels)),
+        "labels": labels,
+        "spacing": spacing,
+        "window": " x ".join(map(str, window)),
+        "overlap": f"{contract.windows.overlap:g}",
+        "blend": contract.windows.blending,
+        "input_shape": str([1, len(plan.channels), *window]).replace(" ", ""),
+    }
+    return Template(_template("README.md")).substitute(values)

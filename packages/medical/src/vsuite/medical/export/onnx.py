@@ -1,0 +1,225 @@
+"""The network alone as one file: ONNX, TorchScript, or the authors' own layout; each with its contract beside it.
+
+ONNX and TorchScript files are compared with the network before they appear under their name.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from vsuite.core import InputError, optimize_for_inference, save_weights
+from vsuite.core.files import atomic_path
+from vsuite.medical.export.contract import Contract, contract_of, write_contract
+from vsuite.medical.export.source import Source, model_and_plan
+
+TOLERANCE = 1e-4
+"""Largest difference allowed between the file and the network, as a share of the largest logit."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    Attributes:
+        path: the network.
+        contract: the JSON file beside it.
+        max_difference: largest difference to the network's own logits; 0 where nothing was computed.
+        largest_logit: what to judge it by.
+    """
+
+    path: Path
+    contract: Path
+    max_difference: float = 0.0
+    largest_logit: float = 0.0
+
+    def __str__(self) -> str:
+        checked = f"differs from the network by at most {self.max_difference:.1e} (largest logit {self.largest_logit:.3g}); "
+        return f"{self.path}: {checked if self.largest_logit else ''}contract in {self.contract.name}"
+
+
+def export_onnx(
+    weights: Source,
+    out_path: str | Path,
+    *,
+    batch: int | None = None,
+    window: Sequence[int] | None = None,
+    dynamic_size: bool = False,
+    overlap: float = 0.5,
+    blend: Literal["gaussian", "constant"] = "gaussian",
+) -> Exported:
+    """Writes the network as ONNX (input `image`, output `pred`: logits), checked with onnxruntime, and its contract.
+
+    Args:
+        weights: see `model_and_plan`.
+        out_path: ends in .onnx; the contract gets the same name with .json.
+        batch: windows a call; None leaves it free.
+        window: voxels D, H, W; None takes the plan's patch size.
+        dynamic_size: leave D, H and W free as well. Takes several times as long, and runtimes optimise such a graph
+            less; the export needs it only where whole volumes of any size go in without a sliding window.
+        overlap, blend: of the sliding window that the contract states.
+
+    Raises:
+        InputError: if packages are missing, for a window that the network does not take, or if the file's logits differ
+            from the network's by more than `TOLERANCE`; nothing is left behind then.
+    """
+    _require("onnx", "onnxscript", "onnxruntime")
+    path = _checked(out_path, (".onnx",))
+    if batch is not None and batch < 1:
+        raise InputError(f"batch must be 1 or more; got {batch}")
+    model, contract = _prepare(weights, window, overlap, blend)
+    # For a free size, sides that differ from each other and are more than 1 at every stage: others would be taken as fixed.
+    example = _random(batch or 2, contract, (64, 96, 128) if dynamic_size else None)
+    # Every free axis has a name of its own; those of the size are found by the exporter, which knows what they must divide into.
+    size_axes = dict.fromkeys((2, 3, 4), torch.export.Dim.AUTO) if dynamic_size else {}
+    axes: dict[int, Any] = size_axes | ({0: torch.export.Dim("batch", min=1)} if batch is None else {})
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            optimize_for_inference(model),
+            (example,),
+            dynamo=True,
+            dynamic_shapes=(axes,) if axes else None,
+            input_names=["image"],
+            output_names=["pred"],
+            verbose=False,
+        )
+    if program is None:
+        raise InputError(f"{path}: torch could not turn {type(model).__name__} into ONNX")
+    program.model.metadata_props["contract"] = contract.model_dump_json()
+    with atomic_path(path) as temporary:
+        program.save(temporary)
+        inputs = [_random(count, contract) for count in ([1, 3] if batch is None else [batch])]
+        if dynamic_size:
+            inputs.append(_random(batch or 1, contract, (96, 64, 80)))
+        difference, largest = _compare(model, _onnx_runner(temporary), inputs, path)
+    return Exported(path, _write_contract(contract, path), difference, largest)
+
+
+def export_torchscript(
+    weights: Source,
+    out_path: str | Path,
+    *,
+    window: Sequence[int] | None = None,
+    overlap: float = 0.5,
+    blend: Literal["gaussian", "constant"] = "gaussian",
+) -> Exported:
+    """Writes the network as traced TorchScript (any batch, the window as traced), checked against the network, and its contract.
+
+    The contract also lies inside the file, as the extra file `contract.json`.
+
+    Args:
+        weights, window, overlap, blend: as for `export_onnx`.
+        out_path: ends in .ts or .pt.
+
+    Raises:
+        InputError: as `export_onnx`.
+    """
+    path = _checked(out_path, (".ts", ".pt"))
+    model, contract = _prepare(weights, window, overlap, blend)
+    with _quiet(), torch.no_grad():
+        traced = torch.jit.trace(optimize_for_inference(model), _random(2, contract), check_trace=False)
+    with atomic_path(path) as temporary:
+        torch.jit.save(traced, temporary, _extra_files={"contract.json": contract.model_dump_json().encode()})
+        loaded = torch.jit.load(temporary)
+        difference, largest = _compare(model, loaded, [_random(count, contract) for count in (1, 2)], path)
+    return Exported(path, _write_contract(contract, path), difference, largest)
+
+
+def export_published(weights: Source, out_path: str | Path) -> Exported:
+    """Writes the state dict under the authors' names, so that their code loads it, and the contract.
+
+    Args:
+        weights: see `model_and_plan`.
+        out_path: ends in .bin, .pth, .pt or .safetensors.
+    """
+    path = _checked(out_path, (".bin", ".pth", ".pt", ".safetensors"))
+    model, contract = _prepare(weights, None, 0.5, "gaussian")
+    save_weights(model, path, published=True)
+    return Exported(path, _write_contract(contract, path))
+
+
+def _prepare(weights: Source, window: Sequence[int] | None, overlap: float, blend: Any) -> tuple[nn.Module, Contract]:
+    model, plan = model_and_plan(weights)
+    if window is not None:
+        if len(window) != 3 or min(window) < 1:
+            raise InputError(f"window takes three numbers of voxels, D, H and W; got {list(window)}")
+        plan = plan.model_copy(update={"patch_size": tuple(window)})
+    contract = contract_of(model, plan, overlap=overlap, blend=blend)
+    with torch.no_grad():
+        outputs = model(_random(1, contract)).shape[1]
+    if outputs != plan.num_outputs:
+        raise InputError(f"the network has {outputs} outputs, its plan's labels need {plan.num_outputs}")
+    return model, contract
+
+
+def _checked(out_path: str | Path, suffixes: Sequence[str]) -> Path:
+    path = Path(out_path)
+    if path.suffix not in suffixes:
+        raise InputError(f"{path}: must end in {' or '.join(suffixes)}")
+    return path
+
+
+def _write_contract(contract: Contract, path: Path) -> Path:
+    beside = path.with_suffix(".json")
+    write_contract(contract, beside)
+    return beside
+
+
+def _random(batch: int, contract: Contract, size: Sequence[int] | None = None) -> Tensor:
+    """Windows, or inputs of another size. The same values at every call: what is written must not depend on the state of the generator."""
+    return torch.randn(batch, len(contract.input.channels), *(size or contract.input.window), generator=torch.Generator().manual_seed(0))
+
+
+def _compare(model: nn.Module, run: Callable[[Tensor], Tensor], inputs: Sequence[Tensor], path: Path) -> tuple[float, float]:
+    """Largest difference and largest logit over the inputs; raises if the difference is too large."""
+    difference = largest = 0.0
+    for example in inputs:
+        with torch.no_grad():
+            wanted, got = model(example), run(example)
+        if got.shape != wanted.shape:
+            raise InputError(f"{path}: the export gives {list(got.shape)} where the network gives {list(wanted.shape)}; not written")
+        difference = max(difference, float((got - wanted).abs().max()))
+        largest = max(largest, float(wanted.abs().max()))
+    if not difference <= TOLERANCE * largest:  # also catches NaN
+        raise InputError(f"{path}: the export differs from the network by {difference:.1e} (largest logit {largest:.3g}); not written")
+    return difference, largest
+
+
+def _onnx_runner(path: Path) -> Callable[[Tensor], Tensor]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return lambda example: torch.from_numpy(session.run(None, {"image": example.numpy()})[0])
+
+
+def _require(*packages: str) -> None:
+    import importlib.util
+
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError(f'ONNX export needs {", ".join(missing)}: pip install "vsuite-medical[export]"')
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporters warn of packages that we do not use and of checks on sizes that are meant to be constant."""
+    names = ("torch.onnx", "onnxscript", "onnx_ir")
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,275 @@
+"""A loaded model (or several) that turns images into label maps in the image's own grid."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pydantic
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from vsuite.core import list_models, load_published, model_info, optimize_for_inference
+from vsuite.core.errors import InputError, unknown
+from vsuite.core.files import atomic_path
+from vsuite.core.weights import read_metadata
+from vsuite.medical.data.geometry import FloatArray, shear_angle, spacing_of
+from vsuite.medical.data.nifti import MAX_SHEAR, Volume, read_image, write_label
+from vsuite.medical.inference.postprocess import keep_largest_component, remove_small_components
+from vsuite.medical.inference.restore import Interpolation, restore_label
+from vsuite.medical.inference.sliding_window import Blend, Progress, crop_to, stream_slabs, thinnest_slab
+from vsuite.medical.plan import Plan
+from vsuite.medical.preprocess import Prepared, preprocess
+
+Source = str | Path | tuple[nn.Module, Plan]
+Precision = Literal["fp32", "bf16", "fp16"]
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+# What the models of an ensemble must have in common; their networks may differ.
+SHARED = ("channels", "normalisation", "labels", "regions_class_order", "spacing", "axes", "patch_size")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What was found in one image.
+
+    Attributes:
+        label: X, Y, Z ids in the image's own grid, in the smallest unsigned type.
+        affine: the image's own.
+        header: of the image's file, if it came from one.
+        probabilities: K, X, Y, Z float16 on disk (read-only memory map), if they were asked for.
+    """
+
+    label: NDArray[Any]
+    affine: FloatArray
+    header: Any = None
+    probabilities: NDArray[Any] | None = None
+
+    def save(self, path: str | Path) -> None:
+        """Writes the label map as NIfTI on the image's own grid; see `write_label`."""
+        write_label(path, self.label, Volume(self.label[None], self.affine, self.header))
+
+
+class Predictor:
+    """One model or an ensemble, kept in memory for any number of images.
+
+    Args:
+        source: a weights file that holds its plan (as `vsuite-medical train` saves it), the name of weights that an
+            installed package ships, a pair (model, plan), or a list of these: their logits are averaged.
+        device: "cpu", "cuda", ...; None takes a GPU where there is one.
+        precision: "fp32", or "bf16" / "fp16" for autocast.
+        overlap: of windows, 0 to below 1.
+        blend: "gaussian" or "constant" weights of overlapping windows.
+        mirror: average over all mirrorings along the plan's `mirror_axes` (slower by 2 to the power of their number).
+        batch_size: windows a call of the network; None takes 1 on CPU, 4 elsewhere.
+        interpolation: "linear" takes the decision on logits interpolated to the image's grid; "nearest" resamples labels.
+        largest_component: keep only the largest connected component of each of these ids.
+        smallest_component: drop connected components below this volume in mm^3.
+        compile: compile the network (minutes on the first image).
+
+    Raises:
+        InputError: for files that are no weights or hold no plan, for plans that do not agree, and for options out of range.
+    """
+
+    def __init__(
+        self,
+        source: Source | Sequence[Source],
+        *,
+        device: str | torch.device | None = None,
+        precision: Precision = "fp32",
+        overlap: float = 0.5,
+        blend: Blend = "gaussian",
+        mirror: bool = False,
+        batch_size: int | None = None,
+        interpolation: Interpolation = "linear",
+        largest_component: Sequence[int] = (),
+        smallest_component: float = 0.0,
+        compile: bool = False,
+    ) -> None:
+        for name, value, allowed in (
+            ("precision", precision, get_args(Precision)),
+            ("blend", blend, get_args(Blend)),
+            ("interpolation", interpolation, get_args(Interpolation)),
+        ):
+            if value not in allowed:
+                raise unknown(name, str(value), allowed)
+        if not 0 <= overlap < 1:
+            raise InputError(f"overlap must be from 0 to below 1; got {overlap}")
+        self.device = _device(device)
+        self.batch_size = batch_size if batch_size is not None else (1 if self.device.type == "cpu" else 4)
+        if self.batch_size < 1:
+            raise InputError(f"batch_size must be 1 or more; got {batch_size}")
+        sources = _sources(source)
+        loaded = [_load(one) for one in sources]
+        if not loaded:
+            raise InputError("at least one weights file is needed; got none")
+        self.plan = _common_plan(sources, [plan for _, plan in loaded])
+        self.models = [optimize_for_inference(model, compile=compile).to(self.device) for model, _ in loaded]
+        self.precision, self.overlap, self.blend, self.interpolation = precision, overlap, blend, interpolation
+        axes = [axis + 2 for axis in self.plan.mirror_axes] if mirror else []
+        self.mirrors = [flips for count in range(len(axes) + 1) for flips in itertools.combinations(axes, count)]
+        self.largest_component, self.smallest_component = tuple(largest_component), smallest_component
+
+    def predict(
+        self,
+        image: str | Path | Sequence[str | Path] | NDArray[Any],
+        affine: FloatArray | None = None,
+        *,
+        probabilities: str | Path | None = None,
+        progress: Progress | None = None,
+    ) -> Prediction:
+        """Segments one image.
+
+        Args:
+            image: a NIfTI file (3D, or 4D with the channels last), one file a channel, or an array C, X, Y, Z (X, Y, Z for
+                one channel) in nibabel's axis order.
+            affine: for an array, its 4x4 matrix to RAS+ mm.
+            probabilities: also write class probabilities to this `.npy` file, as float16 K, X, Y, Z in the image's grid.
+            progress: called with the windows done and the number of windows.
+
+        Raises:
+            InputError: for files or arrays that cannot be used (which, and why).
+        """
+        prepared, header = self._prepare(image, affine)
+        axis = thinnest_slab(prepared.tensor.shape[1:], self.plan.patch_size)
+        slabs = stream_slabs(
+            prepared.tensor,
+            self.plan.patch_size,
+            self.logits,
+            self.overlap,
+            self.blend,
+            axis=axis,
+            batch_size=self.batch_size,
+            device=self.device,
+            progress=progress,
+        )
+        with _probabilities(probabilities, (self.plan.num_outputs, *prepared.file_shape)) as scores:
+            label = restore_label(slabs, axis, prepared, self.plan, interpolation=self.interpolation, probabilities=scores)
+        del scores
+        if self.largest_component:
+            label = keep_largest_component(label, self.largest_component)
+        if self.smallest_component > 0:
+            label = remove_small_components(label, self.smallest_component, spacing_of(prepared.file_affine).tolist())
+        written = None if probabilities is None else np.load(probabilities, mmap_mode="r", allow_pickle=False)
+        return Prediction(label, prepared.file_affine, header, written)
+
+    def logits(self, windows: Tensor) -> Tensor:
+        """Mean logits of all models and mirrorings: B, C, D, H, W -> B, K, D, H, W, float32."""
+        total: Tensor | None = None
+        with torch.inference_mode(), self._autocast():
+            for model, flips in itertools.product(self.models, self.mirrors):
+                output = model(windows.flip(flips) if flips else windows)
+                if output.shape[1] != self.plan.num_outputs:
+                    raise InputError(f"the model has {output.shape[1]} outputs, its plan's labels need {self.plan.num_outputs}")
+                output = crop_to(output, windows.shape[2:]).float()  # before flipping back: the surplus lies at the end
+                output = output.flip(flips) if flips else output
+                total = output if total is None else total + output
+        assert total is not None
+        return total / (len(self.models) * len(self.mirrors))
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        if self.precision == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, AUTOCAST[self.precision])
+
+    def _prepare(self, image: Any, affine: FloatArray | None) -> tuple[Prepared, Any]:
+        """The network's input. The volume as read is let go of on return: it is as large as the input itself."""
+        if isinstance(image, np.ndarray):
+            volume = _volume_of_array(image, affine)
+        else:
+            if affine is not None:
+                raise InputError("an affine goes with an array only; a file brings its own")
+            volume = read_image(image)
+        return preprocess(volume, self.plan), volume.header
+
+
+def _volume_of_array(array: NDArray[Any], affine: FloatArray | None) -> Volume:
+    if array.dtype.kind not in "iufb" or array.ndim not in (3, 4) or array.size == 0:
+        shape = " x ".join(map(str, array.shape))
+        raise InputError(f"an image array is X, Y, Z or C, X, Y, Z of numbers; got {shape} of {array.dtype}")
+    if affine is None:
+        raise InputError("an array needs its affine (4x4, voxels to RAS+ mm): without it, the image's orientation and spacing are unknown")
+    affine = np.asarray(affine, np.float64)
+    if affine.shape != (4, 4) or not np.isfinite(affine).all() or spacing_of(affine).min() < 1e-6:
+        raise InputError("an affine is a finite 4x4 matrix with positive voxel sides")
+    if shear_angle(affine) > MAX_SHEAR:
+        raise InputError(f"the affine's axes are sheared by {shear_angle(affine):.1f} degrees; up to {MAX_SHEAR} is allowed")
+    broken = int((~np.isfinite(array)).sum())
+    if broken:
+        raise InputError(f"the image array holds {broken} voxels that are NaN or infinite")
+    return Volume(array if array.ndim == 4 else array[None], affine)
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from error
+
+
+def _sources(source: Source | Sequence[Source]) -> list[Source]:
+    if isinstance(source, str | Path) or (isinstance(source, tuple) and isinstance(source[0], nn.Module)):
+        return [source]
+    return list(source)  # type: ignore[arg-type]
+
+
+def _load(source: Source) -> tuple[nn.Module, Plan]:
+    if isinstance(source, tuple):
+        return source
+    path = find_weights(source)
+    note = read_metadata(path).get("plan")
+    if note is None:
+        raise InputError(f"{path}: holds no plan (channels, spacing, labels); prediction needs weights that vsuite-medical saved")
+    try:
+        plan = Plan.model_validate(note)
+    except pydantic.ValidationError as error:
+        raise InputError(f"{path}: its plan is damaged: {error.errors()[0]['msg']}") from error
+    return load_published(path), plan
+
+
+def find_weights(source: str | Path) -> Path:
+    """The file at a path, else the weights of this name that an installed package ships."""
+    if Path(source).exists():
+        return Path(source)
+    shipped = {name: path for model in list_models(with_weights=True) for name, path in model_info(model).weights.items()}
+    if str(source) in shipped:
+        return shipped[str(source)]
+    if Path(source).suffix:
+        raise InputError(f"{source}: no such file")
+    raise unknown("weights (and no such file)", str(source), shipped)
+
+
+def _common_plan(sources: Sequence[Source], plans: Sequence[Plan]) -> Plan:
+    """The first plan, once all agree on what goes in and comes out."""
+    for source, plan in zip(sources[1:], plans[1:], strict=True):
+        differ = [name for name in SHARED if getattr(plan, name) != getattr(plans[0], name)]
+        if differ:
+            name = "a model" if isinstance(source, tuple) else source
+            raise InputError(f"{name}: does not go with the first model of the ensemble: {', '.join(differ)} differ")
+    mirrored = set(plans[0].mirror_axes).intersection(*(plan.mirror_axes for plan in plans))
+    return plans[0].model_copy(update={"mirror_axes": tuple(sorted(mirrored))})
+
+
+@contextlib.contextmanager
+def _probabilities(path: str | Path | None, shape: tuple[int, ...]) -> Iterator[NDArray[Any] | None]:
+    """A float16 array on disk that is moved into place when the block ends without an error."""
+    if path is None:
+        yield None
+        return
+    if Path(path).suffix != ".npy":
+        raise InputError(f"{path}: probabilities are saved as .npy")
+    with atomic_path(path) as temporary:
+        scores = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=shape)
+        if hasattr(os, "posix_fallocate"):  # a full disk is an error now, not a crash while writing
+            with temporary.open("rb+") as file:
+                os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
+        yield scores
+        scores.flush()

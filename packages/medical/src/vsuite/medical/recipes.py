@@ -1,0 +1,111 @@
+"""Recipes: how to train on a data set, as data. The package ships `brats2017`, `generic` and `hippocampus`."""
+
+from __future__ import annotations
+
+import importlib.resources
+import math
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from vsuite.core.errors import InputError, unknown
+from vsuite.core.training.schedules import register_schedule
+from vsuite.core.training.settings import TrainingSettings, load_settings
+from vsuite.medical.data.planning import PlanSettings
+from vsuite.medical.data.transforms import AugmentationSettings
+
+
+class ValidationSettings(BaseModel):
+    """How validation cases are chosen and predicted.
+
+    Attributes:
+        fraction: share of the cases that validates where no split is given.
+        window: voxels of the sliding window along D, H, W; None takes the plan's patch size.
+        overlap, blend, mirror: of the sliding window, as in prediction.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    fraction: float = Field(default=0.2, ge=0, lt=1)
+    window: tuple[int, int, int] | None = None
+    overlap: float = Field(default=0.5, ge=0, lt=1)
+    blend: Literal["gaussian", "constant"] = "gaussian"
+    mirror: bool = False
+
+
+class RecipeSettings(BaseModel):
+    """A whole recipe.
+
+    Attributes:
+        name, about: what it is called, and what it is for.
+        plan: what it decides about the plan; the rest follows from the data set.
+        training: length, optimiser, schedule; see `TrainingSettings`.
+        loss: name of a loss of `vsuite.medical.losses`.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    about: str = ""
+    plan: PlanSettings = PlanSettings()
+    training: TrainingSettings
+    loss: str = "dice_ce"
+    augmentation: AugmentationSettings = AugmentationSettings()
+    validation: ValidationSettings = ValidationSettings()
+
+    @field_validator("loss")
+    @classmethod
+    def _known_loss(cls, name: str) -> str:
+        from vsuite.medical.losses import LOSSES
+
+        if name not in LOSSES:
+            raise unknown("loss", name, LOSSES)
+        return name
+
+
+def list_recipes() -> list[str]:
+    """Names of the recipes that the package ships."""
+    files = (importlib.resources.files("vsuite.medical") / "recipes").iterdir()
+    return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
+
+
+def load_recipe(source: str | Path) -> RecipeSettings:
+    """A recipe by name, or from a YAML file of one's own.
+
+    Raises:
+        InputError: for an unknown name (naming the nearest) and for what is wrong in a file.
+    """
+    path = Path(source)
+    if path.suffix in (".yaml", ".yml", ".json") or path.is_file():
+        return load_settings(path, RecipeSettings)
+    if str(source) not in list_recipes():
+        raise unknown("recipe (and no such file)", str(source), list_recipes())
+    with importlib.resources.as_file(importlib.resources.files("vsuite.medical") / "recipes" / f"{source}.yaml") as file:
+        return load_settings(file, RecipeSettings)
+
+
+WARMUP_EPOCHS, RESTART_EPOCHS, PUBLISHED_EPOCHS = 20, 400, 800
+
+
+def brats_learning_rate(epoch: int, base: float = 1e-4, floor: float = 6e-6) -> float:
+    """The learning rate of one epoch (from 0) of the published SegFormer3D run on BraTS.
+
+    Linear warm-up over 20 epochs, then a cosine that restarts every 400. Two oddities of the released code, which builds
+    both schedulers on one optimiser, are kept: the first epoch runs at the full rate, and the warm-up overshoots by one step.
+    """
+    if epoch == 0:
+        return base
+    if epoch <= WARMUP_EPOCHS:
+        return base * (epoch + 1) / WARMUP_EPOCHS
+    phase = (epoch - WARMUP_EPOCHS) % RESTART_EPOCHS / RESTART_EPOCHS
+    return floor + (base - floor) * (1 + math.cos(math.pi * phase)) / 2
+
+
+@register_schedule("segformer3d_brats")
+def segformer3d_brats(step: int, total_steps: int, settings: TrainingSettings) -> float:
+    """`brats_learning_rate` of the epoch that a step belongs to; needs the length of the run in epochs."""
+    if settings.epochs is None:
+        raise InputError(f"the schedule 'segformer3d_brats' counts epochs: set training.epochs (published: {PUBLISHED_EPOCHS})")
+    epoch = int(step * settings.epochs // total_steps)
+    return brats_learning_rate(epoch, settings.learning_rate, settings.min_learning_rate)

@@ -1,0 +1,223 @@
+"""Training a segmentation model: a data set and a recipe in, a run folder out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from vsuite.core import create_model, load_weights
+from vsuite.core.devices import pick_device
+from vsuite.core.errors import InputError
+from vsuite.core.evaluation import Evaluator
+from vsuite.core.files import write_text
+from vsuite.core.training import TrainingResult, apply_overrides, check_settings, load_settings
+from vsuite.core.training import train as run_training
+from vsuite.core.training.processes import from_rank_0, process_group
+from vsuite.medical.data.datasets import DatasetDescription, describe, read_dataset
+from vsuite.medical.data.planning import fingerprint, load_plan, make_plan, save_fingerprint, save_plan
+from vsuite.medical.data.splits import Split, split_cases
+from vsuite.medical.data.training_data import CaseStore, TrainingData, ValidationData, ignore_index
+from vsuite.medical.inference import Predictor
+from vsuite.medical.inference.predictor import find_weights
+from vsuite.medical.inference.sliding_window import crop_to
+from vsuite.medical.losses import LOSSES
+from vsuite.medical.metrics import SegmentationMetric
+from vsuite.medical.pictures import case_picture
+from vsuite.medical.plan import Plan
+from vsuite.medical.recipes import RecipeSettings, load_recipe
+
+PICTURES = 4  # validation cases drawn for the report
+
+
+class RunSettings(RecipeSettings):
+    """Everything that decides a run: a recipe, and what it is applied to. It is kept as the run's `settings.yaml`.
+
+    Attributes:
+        data: folder of the data set, or its dataset.json.
+        split: JSON file of the training and validation cases; None divides by `fold`, else by `validation.fraction`.
+        fold: which of `folds` parts validates; with a split file, which of its folds.
+        weights: file or name of weights to start from; None starts from scratch.
+    """
+
+    data: str = Field(min_length=1)
+    split: str | None = None
+    fold: int | None = None
+    folds: int = Field(5, ge=2)
+    weights: str | None = None
+
+
+class SegmentationTask:
+    """What the training loop needs to know; see `vsuite.core.training.task.TrainingTask`."""
+
+    def __init__(self, settings: RunSettings, plan: Plan, description: DatasetDescription, split: Split, prepared: Path) -> None:
+        cases = {case.name: case for case in description.training}
+        self.settings, self.plan = settings, plan
+        self.store = CaseStore(prepared, plan)
+        self.train_cases = [cases[name] for name in split.train]
+        self.validation = ValidationData([cases[name] for name in split.val], plan)
+        self.criterion: Callable[..., dict[str, Tensor]] = LOSSES[settings.loss]
+
+    def build_model(self) -> nn.Module:
+        model = create_model(self.plan.model, **self.plan.options)
+        if self.settings.weights:
+            start_from(model, self.settings.weights)
+        return model
+
+    def training_data(self) -> TrainingData:
+        return TrainingData(self.train_cases, self.plan, self.settings.augmentation, self.store)
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        target = batch["label"]
+        logits = crop_to(model(batch["image"]), target.shape[2:])
+        return self.criterion(logits.float(), target, ignore=ignore_index(self.plan))
+
+    def validate(self, model: nn.Module, device: torch.device, rank: int, world_size: int) -> dict[str, float]:
+        """Dice over the validation cases, each in its file's own grid: mean, and by structure."""
+        predictor = self._predictor(model, device)
+        evaluator = Evaluator([SegmentationMetric(self.plan.foreground, ignore=_ignored_id(self.plan))])
+        for index in range(rank, len(self.validation), world_size):
+            item = self.validation[index]
+            found = predictor.predict(item.image.array, item.image.affine).label
+            evaluator.update(index, item.name, prediction=found, reference=item.label.array[0])
+        return evaluator.compute().summary
+
+    def pictures(self, model: nn.Module, device: torch.device, folder: Path) -> list[Path]:
+        predictor, paths = self._predictor(model, device), []
+        for index in range(min(PICTURES, len(self.validation))):
+            item = self.validation[index]
+            found = predictor.predict(item.image.array, item.image.affine).label
+            paths.append(folder / f"{item.name}.png")
+            case_picture(
+                item.image.array[0], item.label.array[0], found, item.image.affine, paths[-1], item.name, labels=self.plan.foreground
+            )
+        return paths
+
+    def metadata(self) -> dict[str, Any]:
+        return {"plan": self.plan.model_dump(mode="json"), "recipe": self.settings.name}
+
+    def _predictor(self, model: nn.Module, device: torch.device) -> Predictor:
+        chosen = self.settings.validation
+        plan = self.plan.model_copy(update={"patch_size": chosen.window or self.plan.patch_size})
+        return Predictor((model, plan), device=device, overlap=chosen.overlap, blend=chosen.blend, mirror=chosen.mirror)
+
+
+def _ignored_id(plan: Plan) -> int | None:
+    ignored = plan.labels.get("ignore")
+    return ignored if isinstance(ignored, int) else None
+
+
+def start_from(model: nn.Module, source: str | Path, say: Callable[[str], None] = print) -> None:
+    """Fills a model from other weights; a layer of another shape (a classifier of other classes, say) stays as initialised.
+
+    Raises:
+        InputError: where names are missing or left over: the weights are of another model.
+    """
+    path = find_weights(source)
+    report = load_weights(model, path, strict=False)
+    missing = [name for name in report.missing if name not in report.mismatched]
+    if missing or report.unexpected or not report.loaded:
+        raise InputError(f"{path}: does not fit {type(model).__name__}: {report.problems()}")
+    if report.mismatched:
+        say(f"{path}: {len(report.loaded)} tensors loaded; of another shape and left as initialised: {', '.join(report.mismatched)}")
+
+
+def resolve_settings(
+    *,
+    data: str | Path | None = None,
+    recipe: str | Path | None = None,
+    config: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    **given: Any,
+) -> RunSettings:
+    """The settings of a run, from a recipe or a settings file and what overrides it.
+
+    Args:
+        data: folder of the data set; None takes the settings file's.
+        recipe: name or file of a recipe; None is "generic".
+        config: a run's `settings.yaml`, in place of a recipe.
+        overrides: "training.steps=1000" and the like.
+        given: further fields of `RunSettings`; None leaves one as it is.
+
+    Raises:
+        InputError: for unknown settings (naming the nearest), wrong values, and where no data set is named.
+    """
+    if config is not None and recipe is not None:
+        raise InputError("give either a recipe or a settings file, not both")
+    given = {key: value for key, value in {"data": None if data is None else str(data), **given}.items() if value is not None}
+    if config is not None:
+        settings = load_settings(config, RunSettings)
+        settings = check_settings(RunSettings, settings.model_dump() | given)
+    elif "data" not in given:
+        raise InputError("no data set is named: give a folder with dataset.json, or with images/ and labels/")
+    else:
+        settings = check_settings(RunSettings, load_recipe(recipe or "generic").model_dump() | given)
+    return apply_overrides(settings, overrides)
+
+
+def train(
+    settings: RunSettings, out: str | Path, *, device: str = "auto", resume: bool = False, say: Callable[[str], None] = print
+) -> TrainingResult:
+    """Looks at the data set, plans, trains, and leaves a run folder.
+
+    Beside what every run folder holds (see `vsuite.core.training`) there are `plan.yaml`, `dataset_fingerprint.json`,
+    `split.json` and `prepared/`, the cases as the network sees them. Every process of a distributed run calls this.
+
+    Args:
+        settings: see `resolve_settings`.
+        out: the run folder.
+        resume: continue the run in `out`, with the plan and split that it began with.
+        say: takes lines about what was understood; never called in other processes than the first.
+
+    Raises:
+        InputError: for everything that is wrong with the data set or the settings, before training starts.
+    """
+    out = Path(out)
+    with process_group(pick_device(device)) as place:
+        problem = ""
+        if place.rank == 0:
+            try:
+                _prepare_run(settings, out, resume=resume, say=say)
+            except InputError as error:  # the other processes must hear of it, else they wait for ever
+                problem = str(error)
+        problem = from_rank_0(problem)
+        if problem:
+            raise InputError(problem)
+        plan, description = load_plan(out / "plan.yaml"), read_dataset(settings.data)
+        split = split_cases(description, file=out / "split.json")
+        task = SegmentationTask(settings, plan, description, split, out / "prepared")
+        loop = settings.training if split.val else settings.training.model_copy(update={"best_metric": None})
+        return run_training(task, loop, out, device=device, resume=resume, resolved=settings)
+
+
+def _prepare_run(settings: RunSettings, out: Path, *, resume: bool, say: Callable[[str], None]) -> None:
+    """Checks every case, and writes fingerprint, split and plan, in this order: a plan that is there stands for all."""
+    if (out / "settings.yaml").exists() and not resume:
+        raise InputError(f"{out}: holds a run already; resume it (--resume), or train into another folder")
+    if resume and (out / "plan.yaml").exists():
+        return
+    description = read_dataset(settings.data)
+    say(describe(description))
+    split = split_cases(
+        description,
+        file=settings.split,
+        fold=settings.fold,
+        folds=settings.folds,
+        fraction=settings.validation.fraction,
+        seed=settings.training.seed,
+    )
+    chosen = {*split.train, *split.val}
+    facts = fingerprint(description, [case for case in description.training if case.name in chosen])
+    plan = make_plan(description, facts, settings.plan)
+    save_fingerprint(facts, out / "dataset_fingerprint.json")
+    write_text(out / "split.json", json.dumps({"train": split.train, "val": split.val}, indent=1) + "\n")
+    CaseStore(out / "prepared", plan).prepare([case for case in description.training if case.name in set(split.train)])
+    save_plan(plan, out / "plan.yaml")
+    spacing = "each file's own" if plan.spacing is None else " x ".join(f"{s:g}" for s in plan.spacing) + " mm"
+    say(f"plan: spacing {spacing}, patch {' x '.join(map(str, plan.patch_size))}, {plan.num_outputs} outputs; see {out / 'plan.yaml'}")
+    say(f"split: {len(split.train)} cases to train on, {len(split.val)} to validate on")

@@ -1,0 +1,67 @@
+"""Recipes as data, and the published learning rate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from vsuite.core.errors import InputError
+from vsuite.core.training.schedules import get_schedule
+from vsuite.core.training.settings import TrainingSettings, write_settings
+from vsuite.medical.recipes import RecipeSettings, brats_learning_rate, list_recipes, load_recipe
+
+
+def test_every_shipped_recipe_loads() -> None:
+    assert list_recipes() == ["brats2017", "generic", "hippocampus"]
+    for name in list_recipes():
+        assert load_recipe(name).name == name
+
+
+def test_brats2017_is_the_published_one() -> None:
+    recipe = load_recipe("brats2017")
+    training, augmentation, plan = recipe.training, recipe.augmentation, recipe.plan
+    assert (training.learning_rate, training.weight_decay, training.decay_norms_and_biases) == (1e-4, 0.01, True)
+    assert (training.epochs, training.ema_decay, training.clip_gradients, training.precision) == (800, None, None, "fp32")
+    assert (training.batch_size, augmentation.crops_per_case, recipe.loss) == (8, 4, "dice")
+    assert plan.labels == {"background": 0, "tumour core": [2, 3], "whole tumour": [1, 2, 3], "enhancing tumour": [3]}
+    assert (plan.axes, plan.patch_size, plan.mirror_axes) == ((2, 1, 0), (96, 96, 96), (1,))
+    assert [stop - start for start, stop in plan.crop or ()] == [128, 128, 128]
+    assert (recipe.validation.window, recipe.validation.blend) == ((128, 128, 128), "constant")
+    assert (augmentation.gibbs, augmentation.gibbs_probability) == ((0.5, 0.5), 1.0)
+
+
+def test_unknown_names_and_misspelt_keys_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="did you mean 'hippocampus'"):
+        load_recipe("hipocampus")
+    path = tmp_path / "own.yaml"
+    path.write_text("name: own\ntraining: {steps: 3}\naugmentation: {rotaton: [0, 0, 0]}\n")
+    with pytest.raises(InputError, match=r"own\.yaml.*augmentation\.rotaton.*rotation"):
+        load_recipe(path)
+    path.write_text("name: own\ntraining: {steps: 3}\nloss: dise\n")
+    with pytest.raises(InputError, match="unknown loss 'dise'; did you mean 'dice'"):
+        load_recipe(path)
+    path.write_text("name: own\ntraining: {steps: 3}\naugmentation: {scale: [1.2, 0.8]}\n")
+    with pytest.raises(InputError, match="scale is a range from low to high"):
+        load_recipe(path)
+    with pytest.raises(InputError, match="cannot be read"):
+        load_recipe(tmp_path / "none.yaml")
+
+
+def test_a_recipe_survives_being_written(tmp_path: Path) -> None:
+    recipe = load_recipe("generic")
+    write_settings(recipe, tmp_path / "settings.yaml")
+    assert load_recipe(tmp_path / "settings.yaml") == recipe
+    assert RecipeSettings.model_validate(yaml.safe_load((tmp_path / "settings.yaml").read_text())) == recipe
+
+
+def test_the_schedule_follows_the_epochs() -> None:
+    schedule = get_schedule("segformer3d_brats")
+    settings = TrainingSettings(epochs=800, learning_rate=1e-4, min_learning_rate=6e-6, schedule="segformer3d_brats")
+    steps_an_epoch = 7
+    for epoch in (0, 1, 19, 20, 21, 219, 419, 420, 799):
+        for step in (epoch * steps_an_epoch, (epoch + 1) * steps_an_epoch - 1):
+            assert schedule(step, 800 * steps_an_epoch, settings) == brats_learning_rate(epoch)
+    with pytest.raises(InputError, match=r"set training\.epochs"):
+        schedule(0, 10, TrainingSettings(steps=10))

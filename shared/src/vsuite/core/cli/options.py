@@ -1,0 +1,57 @@
+"""The options that verbs share, so that they have one name and one help text in every package.
+
+Use them as annotations: `def train(data: Data, device: Device = "auto", settings: Set = ()) -> None`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+import yaml
+
+from vsuite.core.errors import InputError
+
+Model = Annotated[str, typer.Option("--model", help="Name of a model; `vsuite models` lists them.")]
+Weights = Annotated[str | None, typer.Option("--weights", help="File of weights, or the name of weights that a package ships.")]
+Ensemble = Annotated[list[str], typer.Option("--weights", help="File or name of shipped weights; repeat it to average several.")]
+Data = Annotated[Path, typer.Option("--data", help="Data set: a folder or its description.")]
+Out = Annotated[Path, typer.Option("--out", help="Where the result goes; made if it does not exist.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+Precision = Annotated[Literal["fp32", "bf16", "fp16"], typer.Option("--precision", help="fp32, or autocast to bf16 or fp16.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Samples at a time.")]
+Seed = Annotated[int, typer.Option("--seed", help="Start of all random numbers.")]
+Config = Annotated[Path | None, typer.Option("--config", help="Settings file (YAML).")]
+Set = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override one setting; may be repeated.")]
+
+
+def parse_set(assignments: Sequence[str]) -> dict[str, Any]:
+    """`["num_classes=2", "depths=[2, 2]"]` -> keys and values, the values read as YAML.
+
+    Raises:
+        InputError: for an entry without "=", or a value that YAML cannot read.
+    """
+    values = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not key or not equals:
+            raise InputError(f"--set {assignment!r} is not of the form key=value")
+        try:
+            values[key.strip()] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise InputError(f"--set {assignment!r}: {text!r} is not a value that YAML can read") from error
+    return values
+
+
+def parse_size(text: str) -> tuple[int, ...]:
+    """ "4x128x128x128" -> (4, 128, 128, 128).
+
+    Raises:
+        InputError: for anything but positive whole numbers with x between them.
+    """
+    parts = text.lower().split("x")
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise InputError(f"size {text!r} is not of the form 3x224x224: channels first, positive numbers, x between them")
+    return tuple(map(int, parts))

@@ -1,0 +1,34 @@
+"""The device that a user asked for."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from vsuite.core.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The torch device for "auto" (CUDA where there is one, else the CPU), "cpu", "cuda" or "cuda:N".
+
+    Raises:
+        InputError: for another name, and for a CUDA device that this machine or this build of torch does not have.
+    """
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cpu":
+        return torch.device("cpu")
+    if not re.fullmatch(r"cuda(:\d+)?", name):
+        raise InputError(f"device {name!r} is not known; allowed are auto, cpu, cuda and cuda:N")
+    if not torch.cuda.is_available():
+        why = "no CUDA device is visible" if torch.version.cuda else f"torch {torch.__version__} is built without CUDA"
+        raise InputError(f"device {name!r} is not available: {why}; use cpu or auto")
+    device, count = torch.device(name), torch.cuda.device_count()
+    if (device.index or 0) >= count:
+        raise InputError(f"device {name!r} does not exist: there is {', '.join(f'cuda:{i}' for i in range(count))}")
+    return device

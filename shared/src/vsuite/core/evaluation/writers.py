@@ -1,0 +1,59 @@
+"""Results of an evaluation as JSON, as CSV and on the terminal."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vsuite.core.evaluation.evaluator import EvaluationResult
+from vsuite.core.files import write_text
+from vsuite.core.terminal import console, new_table
+
+
+def write_json(result: EvaluationResult, path: str | Path, facts: Mapping[str, Any] | None = None) -> None:
+    """Writes summary, counts and samples, atomically, as JSON that every reader takes: NaN is null, infinity "inf".
+
+    Args:
+        facts: what else belongs beside the figures (conventions, weights, data), put first.
+    """
+    content = {
+        **(facts or {}),
+        "num_samples": len(result.rows),
+        "summary": {column: _json(value) for column, value in result.summary.items()},
+        "counts": result.counts,
+        "samples": [
+            {"index": row.index, "name": row.name, **{column: _json(value) for column, value in row.values.items()}} for row in result.rows
+        ],
+    }
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def _json(value: float) -> float | str | None:
+    if math.isnan(value):
+        return None
+    return str(value) if math.isinf(value) else value
+
+
+def write_csv(result: EvaluationResult, path: str | Path) -> None:
+    """Writes one line a sample, atomically: index, name and one column a number; empty where it is not defined."""
+    columns = list(dict.fromkeys(column for row in result.rows for column in row.values))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["index", "name", *columns])
+    for row in result.rows:
+        values = [row.values.get(column, math.nan) for column in columns]
+        writer.writerow([row.index, row.name, *("" if math.isnan(value) else repr(value) for value in values)])
+    write_text(path, text.getvalue())
+
+
+def print_table(result: EvaluationResult, title: str | None = None) -> None:
+    """Prints each result with the number of samples that entered it."""
+    table = new_table("metric", "value", "samples", right=("value", "samples"), title=title)
+    for column, value in result.summary.items():
+        table.add_row(column, "not defined" if math.isnan(value) else f"{value:.4f}", f"{result.counts[column]} of {len(result.rows)}")
+    console().print(table)
