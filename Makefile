@@ -17,7 +17,7 @@ help: ## this list
 setup: $(INSTALLED) ## system packages, virtual environment, all packages of this checkout
 
 demo: $(INSTALLED) ## train, predict, evaluate and report on a data set made on the fly: about two minutes (OUT=folder)
-	$(BIN)/vsuite-medical demo --out $(OUT)
+	$(BIN)/vsuite-medical demo --out $(OUT) --overwrite
 
 check: $(INSTALLED) ## format, lint and types
 	$(BIN)/ruff format --check .
@@ -31,7 +31,7 @@ test-all: browser check ## check, then every test
 	$(BIN)/pytest
 
 bench: $(INSTALLED) ## SegFormer3D beside its plain form on 4x128x128x128
-	$(BIN)/vsuite bench segformer3d --plain
+	$(BIN)/vsuite bench segformer3d --size 4x128x128x128 --baseline plain --optimize
 
 wheels: $(INSTALLED) ## builds every distribution into dist/
 	rm -rf dist

@@ -158,7 +158,8 @@ def test_what_is_saved_as_published_reads_back(tmp_path: Path, published: dict[s
         save_weights(model, path, published=True)
         state = read_state_dict(path)
         assert {name for name in state if not name.endswith("num_batches_tracked")} == set(published)
-        assert all(torch.equal(load_published(path).state_dict()[name], value) for name, value in published.items())
+        again = load_published(path).state_dict()
+        assert all(torch.equal(again[name], value) for name, value in published.items())
 
 
 def test_a_scale_that_was_given_survives_saving(tmp_path: Path, published: dict[str, Tensor]) -> None:

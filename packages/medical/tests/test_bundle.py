@@ -17,8 +17,7 @@ from scipy.spatial.transform import Rotation
 
 from vsuite.core import InputError, create_model, save_weights
 from vsuite.core.weights import read_state_dict
-from vsuite.medical.export import export_bundle
-from vsuite.medical.export.bundle import BundleFacts
+from vsuite.medical.export import BundleFacts, export_bundle
 from vsuite.medical.inference import Predictor, predict_files
 from vsuite.medical.plan import Plan
 

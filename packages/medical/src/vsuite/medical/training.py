@@ -18,7 +18,7 @@ from vsuite.core.evaluation import Evaluator
 from vsuite.core.files import write_text
 from vsuite.core.training import TrainingResult, apply_overrides, check_settings, load_settings
 from vsuite.core.training import train as run_training
-from vsuite.core.training.processes import from_rank_0, process_group
+from vsuite.core.training.processes import first_alone, process_group
 from vsuite.medical.data.datasets import DatasetDescription, describe, read_dataset
 from vsuite.medical.data.planning import fingerprint, load_plan, make_plan, save_fingerprint, save_plan
 from vsuite.medical.data.splits import Split, split_cases
@@ -27,7 +27,7 @@ from vsuite.medical.inference import Predictor
 from vsuite.medical.inference.predictor import find_weights
 from vsuite.medical.inference.sliding_window import crop_to
 from vsuite.medical.losses import LOSSES
-from vsuite.medical.metrics import SegmentationMetric
+from vsuite.medical.metrics import DiceMetric
 from vsuite.medical.pictures import case_picture
 from vsuite.medical.plan import Plan
 from vsuite.medical.recipes import RecipeSettings, load_recipe
@@ -80,7 +80,7 @@ class SegmentationTask:
     def validate(self, model: nn.Module, device: torch.device, rank: int, world_size: int) -> dict[str, float]:
         """Dice over the validation cases, each in its file's own grid: mean, and by structure."""
         predictor = self._predictor(model, device)
-        evaluator = Evaluator([SegmentationMetric(self.plan.foreground, ignore=_ignored_id(self.plan))])
+        evaluator = Evaluator([DiceMetric(self.plan.foreground, ignore=_ignored_id(self.plan))])
         for index in range(rank, len(self.validation), world_size):
             item = self.validation[index]
             found = predictor.predict(item.image.array, item.image.affine).label
@@ -178,16 +178,8 @@ def train(
         InputError: for everything that is wrong with the data set or the settings, before training starts.
     """
     out = Path(out)
-    with process_group(pick_device(device)) as place:
-        problem = ""
-        if place.rank == 0:
-            try:
-                _prepare_run(settings, out, resume=resume, say=say)
-            except InputError as error:  # the other processes must hear of it, else they wait for ever
-                problem = str(error)
-        problem = from_rank_0(problem)
-        if problem:
-            raise InputError(problem)
+    with process_group(pick_device(device)):
+        first_alone(lambda: _prepare_run(settings, out, resume=resume, say=say))
         plan, description = load_plan(out / "plan.yaml"), read_dataset(settings.data)
         split = split_cases(description, file=out / "split.json")
         task = SegmentationTask(settings, plan, description, split, out / "prepared")

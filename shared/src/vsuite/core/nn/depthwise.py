@@ -55,8 +55,8 @@ def _weight_gradient(x: Tensor, grad: Tensor, shape: torch.Size) -> Tensor:
     padded = F.pad(x.movedim(1, -1), [0, 0, *margins])  # B, D + k - 1, H + k - 1, W + k - 1, C
     grad = grad.movedim(1, -1)
     _, depth, height, width, _ = grad.shape
-    result = grad.new_empty(shape)
+    result, product = grad.new_empty(shape), torch.empty_like(grad)  # a fresh product an offset would cost more than the arithmetic
     for i, j, k in itertools.product(*map(range, kernel)):
-        shifted = padded[:, i : i + depth, j : j + height, k : k + width]
-        result[:, 0, i, j, k] = (shifted * grad).sum((0, 1, 2, 3))
+        torch.mul(padded[:, i : i + depth, j : j + height, k : k + width], grad, out=product)
+        result[:, 0, i, j, k] = product.sum((0, 1, 2, 3))
     return result

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 
 def resize_linear(x: Tensor, size: Sequence[int], *, add_to: Tensor | None = None) -> Tensor:
@@ -34,7 +35,7 @@ def resize_linear(x: Tensor, size: Sequence[int], *, add_to: Tensor | None = Non
 
 def interpolation_matrix(size_in: int, size_out: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """size_out, size_in: each row holds the two weights of one output position (half-pixel centres, edges clamped)."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():  # a fake tensor must not end up in the cache
         return _interpolation_matrix(size_in, size_out, device, dtype)
     return _cached_matrix(size_in, size_out, device, dtype)
 

@@ -1,7 +1,7 @@
 """Exports: a MONAI bundle, ONNX, TorchScript and the authors' own layout, each with the contract that a deployment needs."""
 
-from vsuite.medical.export.bundle import export_bundle
+from vsuite.medical.export.bundle import BundleFacts, export_bundle
 from vsuite.medical.export.contract import Contract, contract_of
 from vsuite.medical.export.onnx import Exported, export_onnx, export_published, export_torchscript
 
-__all__ = ["Contract", "Exported", "contract_of", "export_bundle", "export_onnx", "export_published", "export_torchscript"]
+__all__ = ["BundleFacts", "Contract", "Exported", "contract_of", "export_bundle", "export_onnx", "export_published", "export_torchscript"]
