@@ -259,11 +259,27 @@ def test_each_voxel_augmentation_changes_values_and_nothing_else(kind: str) -> N
     assert torch.equal(VoxelAugmentation(AugmentationSettings())(image.clone(), np.random.default_rng(0)), image)
 
 
-def test_linear_labels_need_regions(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="needs regions"):
-        TrainingData([make_case(tmp_path)], make_plan(), AugmentationSettings(label_interpolation="linear"), tmp_path)
+def test_training_needs_cases() -> None:
     with pytest.raises(InputError, match="no training cases"):
-        TrainingData([], make_plan(), PLAIN, tmp_path)
+        TrainingData([], make_plan(), PLAIN, "unused")
+
+
+def test_linear_labels_of_classes_follow_a_turned_border_more_closely() -> None:
+    """A ball stays a ball however it is turned; half a voxel off, the largest interpolated mask is nearer to it than the nearest voxel."""
+    points = np.stack(np.meshgrid(*[np.arange(24)] * 3, indexing="ij")).astype(np.float64)
+
+    def ball(centre: float) -> np.ndarray:
+        return (((points - centre) ** 2).sum(0, keepdims=True) <= 64).astype(np.int16)
+
+    turn = rotation_matrix((0.4, 0.3, 0.2))
+    placement = Placement((0, 0, 0), (24, 24, 24), matrix=turn)
+    wrong = {}
+    for interpolation in ("nearest", "linear"):
+        target = ball(11.5)
+        _, label = take_patch(target.astype(np.float32), target, placement, label_interpolation=interpolation, num_classes=2)
+        assert set(np.unique(label)) == {0.0, 1.0}
+        wrong[interpolation] = int((label.numpy() != ball(11.5)).sum())
+    assert wrong["linear"] < 0.8 * wrong["nearest"]
 
 
 # --- labels ---

@@ -155,8 +155,6 @@ class TrainingData:
     def __init__(self, cases: Sequence[Case], plan: Plan, augmentation: AugmentationSettings, store: CaseStore | str | Path) -> None:
         if not cases:
             raise InputError("there are no training cases")
-        if augmentation.label_interpolation == "linear" and not plan.has_regions:
-            raise InputError("label_interpolation 'linear' needs regions; labels of a softmax model are whole numbers")
         self.cases, self.plan, self.augmentation = list(cases), plan, augmentation
         self.store = store if isinstance(store, CaseStore) else CaseStore(store, plan)
         self._voxels: VoxelAugmentation | None = None
@@ -176,7 +174,10 @@ class TrainingData:
         case = self.store.get(self.cases[index % len(self.cases)])
         placement = random_placement(self._start(case, rng), size, case.spacing, settings, rng)
         edge = settings.outside_crop == "edge"
-        image, label = take_patch(case.image, case.target, placement, label_interpolation=self._interpolation(), edge=edge)
+        classes = None if self.plan.has_regions else self.plan.num_outputs
+        image, label = take_patch(
+            case.image, case.target, placement, label_interpolation=self._interpolation(), num_classes=classes, edge=edge
+        )
         mirrored = [axis + 1 for axis in self.plan.mirror_axes if rng.random() < settings.mirror_probability]
         if mirrored:
             image, label = image.flip(mirrored), label.flip(mirrored)

@@ -35,7 +35,8 @@ class AugmentationSettings(BaseModel):
         scale_probability, scale: zoom factors, above 1 enlarges; one draw for all axes.
         elastic_probability, elastic_magnitude, elastic_spacing: standard deviation in mm and spacing in voxels of random
             displacements, interpolated in between.
-        label_interpolation: "nearest", or "linear" (regions only), which makes soft masks.
+        label_interpolation: "nearest", or "linear": soft masks for regions; for classes the one that prevails after
+            interpolating each one's mask (time grows with their number).
         outside_crop: what rotation brings in: "volume" takes the voxels that are there, "edge" repeats the patch's border.
         smooth_probability, smooth_sigma: Gaussian, in voxels.
         low_resolution_probability, low_resolution: zoom of a coarser grid that the patch passes through.
@@ -157,7 +158,13 @@ def rotation_matrix(angles: Sequence[float]) -> np.ndarray:
 
 
 def take_patch(
-    image: np.ndarray, target: np.ndarray, placement: Placement, *, label_interpolation: Interpolation = "nearest", edge: bool = False
+    image: np.ndarray,
+    target: np.ndarray,
+    placement: Placement,
+    *,
+    label_interpolation: Interpolation = "nearest",
+    num_classes: int | None = None,
+    edge: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Takes one patch from an image and its target; only the voxels that it needs are read, so memory-mapped arrays are fine.
 
@@ -166,6 +173,8 @@ def take_patch(
     Args:
         image, target: C, D, H, W and K, D, H, W.
         label_interpolation: of the target; the image's is linear.
+        num_classes: where the target is a map of class indices. "linear" then interpolates each class's mask and takes the
+            largest, which follows a turned border more closely than the nearest voxel does.
         edge: repeat the border of the unrotated patch instead of reading the volume beyond it.
 
     Returns:
@@ -184,10 +193,16 @@ def take_patch(
     grid = 2 * (points - _column(lower)) / _column([max(s - 1, 1) for s in size]) - 1
     grid = grid.flip(0).permute(1, 2, 3, 0)[None]  # grid_sample takes W, H, D from -1 to 1
 
-    def sample(volume: np.ndarray, mode: str) -> Tensor:
-        return F.grid_sample(_box(volume, lower, size)[None], grid, mode=mode, padding_mode="border", align_corners=True)[0]
+    def sample(box: Tensor, mode: str) -> Tensor:
+        return F.grid_sample(box[None], grid, mode=mode, padding_mode="border", align_corners=True)[0]
 
-    return sample(image, "bilinear"), sample(target, "bilinear" if label_interpolation == "linear" else "nearest")
+    patch, labels = sample(_box(image, lower, size), "bilinear"), _box(target, lower, size)
+    if label_interpolation == "nearest":
+        return patch, sample(labels, "nearest")
+    if num_classes is None:
+        return patch, sample(labels, "bilinear")
+    masks = torch.cat([labels == index for index in range(num_classes)]).float()
+    return patch, sample(masks, "bilinear").argmax(0, keepdim=True).float()
 
 
 def _column(values: Sequence[float]) -> Tensor:
