@@ -242,6 +242,8 @@ def test_forms_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str], 
 def test_wrong_input_is_named() -> None:
     with pytest.raises(InputError, match="linear does not run on an input of 1x3 on cpu"):
         compare([Subject("linear", "fast", "torch.nn:Linear", {"in_features": 4, "out_features": 2})], Conditions((3,)))
+    with pytest.raises(InputError, match="linear does not run on an input of 1x1000000000x1000000000 on cpu"):
+        compare([Subject("linear", "fast", "torch.nn:Linear", {"in_features": 4, "out_features": 2})], Conditions((10**9, 10**9)))
 
 
 @pytest.mark.slow

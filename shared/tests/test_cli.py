@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import pytest
 import torch
 import typer
+from packaging.specifiers import SpecifierSet
 
 from vsuite.core import InputError
 from vsuite.core.cli import doctor, options
@@ -184,12 +185,14 @@ def test_parse_set_and_size() -> None:
 
 def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     assert pick_device("cpu") == torch.device("cpu")
-    with pytest.raises(InputError, match="allowed are auto, cpu, cuda"):
-        pick_device("gpu")
+    for wrong in ("gpu", "cuda:01", "cuda:300", "cuda:-1", "mps", torch.device("meta")):
+        with pytest.raises(InputError, match="allowed are auto, cpu, cuda"):
+            pick_device(wrong)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert pick_device("auto") == torch.device("cpu")
-    with pytest.raises(InputError, match="'cuda' is not available"):
-        pick_device("cuda")
+    assert pick_device("auto") == pick_device(None) == pick_device(torch.device("cpu")) == torch.device("cpu")
+    for given in ("cuda", torch.device("cuda")):
+        with pytest.raises(InputError, match="'cuda' is not available"):
+            pick_device(given)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert pick_device("auto") == torch.device("cuda")
@@ -217,6 +220,12 @@ def test_doctor_fails_for_what_is_required_and_says_how_to_get_it(
     states = {line.split()[1]: line.split()[0] for line in out.splitlines() if line.split()[1:]}
     assert states["safetensors"] == "broken"
     assert states["onnx"] == "missing"
+
+
+def test_doctor_takes_a_vendors_build_for_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_version", lambda name: "2.9.0a0+145a3a7bda.nv25.10")
+    assert doctor._requirement("vsuite-core", None, "torch", SpecifierSet(">=2.8")).state == "ok"
+    assert doctor._requirement("vsuite-core", None, "torch", SpecifierSet(">=2.9.1")).state == "broken"
 
 
 def test_doctor_notices_a_torchvision_that_does_not_load(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -125,6 +125,12 @@ def test_unknown_names_and_options(name: str, options: dict, message: str) -> No
         create_model(name, **options)
 
 
+def test_a_folder_does_not_hide_shipped_weights_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits").mkdir()
+    assert create_model("toy_tiny", weights="digits")[1].out_features == 7
+
+
 def test_shipped_weights_bring_their_options() -> None:
     model = create_model("toy_tiny", weights="digits")
     assert model[1].out_features == 7

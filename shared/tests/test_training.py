@@ -138,6 +138,26 @@ def test_a_run_is_not_overwritten_nor_continued_as_another(tmp_path: Path) -> No
         run(tmp_path / "run", resume=True)
 
 
+def test_a_checkpoint_of_another_model_is_one_line(tmp_path: Path) -> None:
+    run(tmp_path / "run")
+    path = tmp_path / "run" / "checkpoints" / "last.pth"
+    content = torch.load(path, weights_only=True)
+    for wrong in ({"model": {"weight": torch.zeros(2, 2)}}, {"optimizer": {}}, {"best": None}):
+        torch.save(content | wrong, path)
+        with pytest.raises(InputError, match=r"last\.pth: is no checkpoint of this run: ") as caught:
+            run(tmp_path / "run", resume=True)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_resumed_run_removes_what_a_kill_left_of_a_checkpoint(tmp_path: Path) -> None:
+    run(tmp_path / "run")
+    half = [tmp_path / "run" / "checkpoints" / name for name in (".last.0123abcd.pth", ".best.0123abcd.safetensors")]
+    for path in half:
+        path.write_bytes(b"half")
+    run(tmp_path / "run", resume=True)
+    assert not [path for path in half if path.exists()]
+
+
 def test_two_runs_in_one_process_do_not_meet(tmp_path: Path) -> None:
     run(tmp_path / "one", seed=3)
     run(tmp_path / "other", seed=4)

@@ -43,6 +43,7 @@ def written(tmp_path: Path, text: str) -> Path:
         ("weight_decay: 0.1", "unknown setting 'weight_decay'; did you mean 'training.weight_decay' or 'second.weight_decay'?"),
         ("training: {steps: 0}", "training.steps: Input should be greater than or equal to 1; got 0"),
         ("training: {steps: many}", "training.steps: "),
+        ("training: {epochs: .inf}", "training.epochs: Input should be a finite number; got inf"),
         ("training: {steps: 5, epochs: 2}", "training: give either steps or epochs"),
         ("training: {steps: 5, schedule: cosin}", "training.schedule: unknown schedule 'cosin'; did you mean 'cosine'?"),
         ("training: {steps: 5, betas: [0.9, 1.0]}", "training.betas: must lie in [0, 1)"),

@@ -112,6 +112,15 @@ def test_averaged_weights_come_before_the_raw_ones() -> None:
     assert same(read_state_dict({"params": {"a": torch.zeros(1)}, "params_ema": tensors()}), tensors())
 
 
+def test_empty_containers_are_passed_over() -> None:
+    assert same(read_state_dict({"model_ema": {}, "model": tensors()}), tensors())
+
+
+def test_mmengine_keeps_the_averaged_weights_under_state_dict() -> None:
+    raw = {"steps": torch.tensor(3), "module.a": torch.zeros(1)}
+    assert same(read_state_dict({"state_dict": tensors(), "ema_state_dict": raw}), tensors())
+
+
 def test_a_container_within_itself() -> None:
     state: dict[str, Any] = dict(tensors())
     state["state_dict"] = state
@@ -123,6 +132,18 @@ def test_a_prefix_goes_where_all_names_share_it(prefix: str) -> None:
     assert same(read_state_dict({prefix + name: value for name, value in tensors().items()}), tensors())
     mixed = {prefix + "a": torch.zeros(1), "b": torch.zeros(1)}
     assert same(read_state_dict(mixed), mixed)
+
+
+def test_a_prefix_stays_where_the_model_has_it() -> None:
+    for prefix in PREFIXES:
+        model = nn.Module()
+        model.add_module(prefix.rstrip("."), Tower(depth=1))
+        state = {name: torch.full_like(value, 3) for name, value in model.state_dict().items()}
+        assert all(name.startswith(prefix) for name in state)
+        for extra in ("", "module.", "model._orig_mod."):
+            nn.init.zeros_(next(model.parameters()))
+            assert load_weights(model, {extra + name: value for name, value in state.items()}).problems() == ""
+            assert same(dict(model.state_dict()), state | {k: v for k, v in model.state_dict().items() if k.endswith("tracked")})
 
 
 def test_arrays_and_parameters_are_tensors_too() -> None:
@@ -153,7 +174,7 @@ def test_pickled_objects_are_never_executed(tmp_path: Path, suffix: str, legacy:
         read_state_dict(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
-    with path.open("rb") as file, pytest.raises(InputError):
+    with path.open("rb") as file, pytest.raises(InputError, match="never unpickled"):
         read_state_dict(file)
     assert not proof.exists()
     torch.load(path, weights_only=False)
@@ -324,7 +345,19 @@ def test_safetensors_carry_the_options_and_the_callers_facts(tmp_path: Path, mod
 
 
 @pytest.mark.parametrize(
-    "note", ["[]", "3", '{"options": 3}', "{", '{"model": "tower", "options": {"dept": 1}}', '{"model": 3}', '{"system": []}']
+    "note",
+    [
+        "[]",
+        "3",
+        '{"options": 3}',
+        "{",
+        '{"model": "tower", "options": {"dept": 1}}',
+        '{"model": 3}',
+        '{"system": []}',
+        '{"system": "tower", "options": {"width": "x"}}',
+        '{"system": "tower", "options": {"width": -1}}',
+        '{"model": "tower", "options": {"width": "x"}}',
+    ],
 )
 def test_damaged_notes(tmp_path: Path, models: None, note: str) -> None:
     path = tmp_path / "w.safetensors"
@@ -413,6 +446,47 @@ def test_a_checkpoint_that_fits_two_systems(models: None) -> None:
     with pytest.raises(InputError, match="fits tower and twin; name one as `system`"):
         load_published(Tower().state_dict())
     assert load_published(Tower().state_dict(), system="twin").built_from["system"] == "twin"
+
+
+def test_a_published_system_whose_names_share_a_prefix(models: None) -> None:
+    class Wrapped(nn.Module):
+        def __init__(self, width: int = 4) -> None:
+            super().__init__()
+            self.backbone = nn.Linear(width, 2)
+
+    def wrapped(*, width: int = 4) -> nn.Module:
+        return Wrapped(width)
+
+    layout = PublishedLayout(build=Wrapped, infer=lambda state: {"width": state["backbone.weight"].shape[1]}, keys=("backbone.weight",))
+    register_model(system="wrapped", task="classification", paper="", licence="", layout=layout)(wrapped)
+    state = dict(Wrapped(6).state_dict())
+    for extra in ("", "module."):
+        found = load_published({extra + name: value for name, value in state.items()})
+        assert same(dict(found.state_dict()), state)
+
+
+def test_names_that_collide_for_one_system_leave_the_others(models: None) -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blk0 = nn.Linear(2, 2)
+            self.layers = nn.ModuleList([nn.Linear(2, 2)])
+
+    def both() -> nn.Module:
+        return Both()
+
+    layout = PublishedLayout(build=Both, infer=lambda state: {}, keys=("blk0.weight",))
+    register_model(system="both", task="classification", paper="", licence="", layout=layout)(both)
+    assert isinstance(load_published(Both().state_dict()), Both)
+
+
+def test_a_file_of_ours_is_of_its_own_system_only(tmp_path: Path, models: None) -> None:
+    save_weights(create_model("tower"), tmp_path / "named.safetensors")
+    save_weights(load_published(Tower().state_dict()), tmp_path / "found.safetensors")
+    for path in tmp_path.iterdir():
+        assert isinstance(load_published(path, system="tower"), Tower)
+        with pytest.raises(InputError, match=f"{path.name}: holds weights of 'tower', not of 'swin'"):
+            load_published(path, system="swin")
 
 
 def test_names_that_collide_are_refused(models: None) -> None:

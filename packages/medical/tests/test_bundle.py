@@ -16,8 +16,9 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from vsuite.core import InputError, create_model, save_weights
-from vsuite.core.weights import read_state_dict
+from vsuite.core.weights import read_metadata, read_state_dict
 from vsuite.medical.export import BundleFacts, export_bundle
+from vsuite.medical.export.bundle import facts_of
 from vsuite.medical.inference import Predictor, predict_files
 from vsuite.medical.plan import Plan
 
@@ -297,3 +298,38 @@ def test_metadata_that_does_not_fit_and_an_empty_folder_fail(tmp_path: Path) -> 
     done = monai_bundle(root, "verify_metadata", *META, "--filepath", "configs/meta_schema.json")
     assert done.returncode != 0
     assert "'authors' is a required property" in done.stderr
+
+
+def test_shipped_facts_reach_the_papers(tmp_path: Path) -> None:
+    weights = make_weights(tmp_path / "w.safetensors")
+    facts = {
+        "data_source": "Decathlon Task04",
+        "data_licence": "CC BY-SA 4.0",
+        "authors": "A. Author",
+        "modality": "MR",
+        "description": "Two parts of the hippocampus.",
+        "references": ["arXiv 2404.10156"],
+        "version": "1.2.0",
+        "later": 1,
+    }
+    plan = read_metadata(weights)["plan"]
+    model = create_model("segformer3d", weights=str(weights))
+    save_weights(model, weights, metadata={"plan": plan, "facts": facts})
+    bundle = export_bundle(weights, tmp_path / "bundle")
+    metadata = json.loads((bundle / "configs" / "metadata.json").read_text())
+    assert (bundle / "docs" / "data_license.txt").read_text() == "CC BY-SA 4.0\n"
+    for key in ("data_source", "authors", "description", "references", "version"):
+        assert metadata[key] == facts[key]
+    assert metadata["network_data_format"]["inputs"]["image"]["modality"] == "MR"
+    other = export_bundle(weights, tmp_path / "other", facts=BundleFacts(version="2.0.0"))
+    assert json.loads((other / "configs" / "metadata.json").read_text())["authors"] == "not stated"
+
+
+@pytest.mark.parametrize("given", [{"authors": 3}, {"references": "one"}, {"references": [1]}, {"version": ["1.0.0"]}, "text"])
+def test_facts_of_another_kind_are_refused(given: Any) -> None:
+    with pytest.raises(InputError, match="the weights' fact"):
+        facts_of({"facts": given})
+
+
+def test_weights_without_facts_leave_them_as_they_are() -> None:
+    assert facts_of({}) == BundleFacts()

@@ -76,7 +76,13 @@ def test_figures(folders: tuple[Path, Path]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("convention", "lesion"), [("monai", (1 + 2 / 3 + 0) / 3), ("brats", (1 + 2 / 3) / 4), ("paper:transunet", (2 + 2 / 3) / 4)]
+    ("convention", "lesion"),
+    [
+        ("monai", (1 + 2 / 3 + 0) / 3),
+        ("brats", (1 + 2 / 3) / 4),
+        ("paper:transunet", (2 + 2 / 3) / 4),
+        ("paper:segformer3d", (1 + 2 / 3) / 4),
+    ],
 )
 def test_conventions_differ_where_masks_are_empty(folders: tuple[Path, Path], convention: str, lesion: float) -> None:
     _, rows = summary_table(evaluate(folders, convention=convention))
@@ -266,3 +272,46 @@ def test_wrong_input(folders: tuple[Path, Path], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
         evaluate(folders, out=tmp_path / "file" / "out")
+
+
+def test_a_picture_that_cannot_be_drawn_costs_no_score(
+    folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = tmp_path / "imagesTr"
+    for name in "abcd":
+        write(images / f"{name}.nii.gz", np.arange(12**3, dtype=np.float32).reshape(12, 12, 12))
+    (images / "b.nii.gz").write_bytes(b"damaged")
+    evaluation = evaluate(folders, out=tmp_path / "out", images=images)
+    assert not evaluation.failed
+    cases = {case.name: case for case in evaluation.cases}
+    assert cases["b"].scores["lesion"].dice == pytest.approx(2 / 3)
+    assert "b.nii.gz" in cases["b"].no_picture
+    assert [cases[name].no_picture for name in "acd"] == ["", "", ""]
+    assert sorted(path.name for path in (tmp_path / "out" / "pictures").iterdir()) == ["a.png", "c.png", "d.png"]
+    print_evaluation(evaluation)
+    assert "no picture of b: " in capsys.readouterr().out
+
+
+def test_monai_s_tables_are_monai_s(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    from monai.handlers.utils import write_metrics_reports
+
+    evaluation = evaluate(folders, out=tmp_path / "ours", pictures=False)
+    details = {m: np.array([evaluation.values(m, name) for name in evaluation.labels]).T for m in ("dice", "hd95", "nsd")}
+    files = [str(case.prediction) for case in evaluation.cases]
+    write_metrics_reports(tmp_path / "monai", files, None, details, "*", class_labels=list(evaluation.labels))  # type: ignore[arg-type]
+
+    def cells(path: Path) -> list[list[str]]:
+        with path.open() as file:
+            rows = list(csv.reader(file))
+        return [[f"{float(cell):.4f}" if cell.replace(".", "").isdigit() else cell for cell in row] for row in rows]
+
+    for name in (f"{m}_{kind}.csv" for m in details for kind in ("raw", "summary")):
+        assert cells(tmp_path / "ours" / name) == cells(tmp_path / "monai" / name), name
+
+
+def test_an_id_without_name_or_with_two_is_refused() -> None:
+    with pytest.raises(InputError, match="label id 0 is named 'organ'"):
+        read_labels({"organ": 0, "lesion": 1})
+    with pytest.raises(InputError, match="ids with two names: 1"):
+        read_labels({"organ": 1, "lesion": 1})
+    assert read_labels({"whole": (1, 2), "core": 2, "ignore": 3}) == {"whole": [1, 2], "core": 2, "ignore": 3}

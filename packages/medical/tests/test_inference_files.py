@@ -148,6 +148,14 @@ def test_cleaning_only_on_request(image):
     clean = Predictor((model, plan), device="cpu", largest_component=[4], smallest_component=30.0).predict(image, AFFINE).label
     assert (clean == 4).sum() < (loose == 4).sum()
     assert np.all((clean == loose) | (clean == 0))
+    named = Predictor((model, plan), device="cpu", largest_component=["lesion"], smallest_component=30.0).predict(image, AFFINE).label
+    assert np.array_equal(named, clean)
+    assert np.array_equal(Predictor((model, plan), device="cpu", largest_component=["4"]).largest_component, [4])
+    regions = plan_of(labels={"background": 0, "whole": [1, 2], "core": [2]}, regions_class_order=[1, 2])
+    assert Predictor((network(outputs=2), regions), device="cpu", largest_component=["whole", 2]).largest_component == [[1, 2], 2]
+    for unknown in ("lesoin", 3, 0, "background"):
+        with refused("unknown label"):
+            Predictor((model, plan), device="cpu", largest_component=[unknown])
 
 
 @pytest.mark.parametrize(
@@ -204,6 +212,23 @@ def test_a_folder_with_one_bad_file(tmp_path, image, predictor, capsys):
     assert "cut short" in records["b"]["error"]
     assert "b: failed: " in capsys.readouterr().out
     assert json.loads((tmp_path / "out" / "labels.json").read_text())["labels"] == {"background": 0, "organ": 1, "lesion": 4}
+
+
+def test_an_unexpected_error_in_one_case_stops_no_other(tmp_path, image, predictor, monkeypatch):
+    for name in ("a", "b"):
+        save(tmp_path / "in" / f"{name}.nii.gz", image)
+    known = predictor.predict
+
+    def predict(path, **options):
+        if path.name == "a.nii.gz":
+            raise IndexError("out of range")
+        return known(path, **options)
+
+    monkeypatch.setattr(predictor, "predict", predict)
+    assert predict_files(predictor, tmp_path / "in", tmp_path / "out", progress=False) == 1
+    cases = json.loads((tmp_path / "out" / "predictions.json").read_text())["cases"]
+    assert [case["status"] for case in cases] == ["failed", "done"]
+    assert cases[0]["error"] == "out of range"
 
 
 def test_resume_leaves_finished_cases_alone(tmp_path, image, predictor):

@@ -201,3 +201,28 @@ def test_components_are_cleaned_class_by_class():
     small = remove_small_components(label, 10, (1, 1, 1.0))
     assert [(small == i).sum() for i in (1, 2)] == [18, 12]
     assert np.array_equal(remove_small_components(label, 10, (10, 1, 1)), label)  # every voxel is 10 mm^3
+
+
+def test_of_two_parts_of_one_size_one_is_kept():
+    label = np.zeros((5, 2, 2), np.uint8)
+    label[0], label[4] = 3, 3
+    assert (keep_largest_component(label) == 3).sum() == 4
+
+
+def test_ids_that_count_as_one_are_cleaned_as_one():
+    label = np.array([1, 2, 2, 0, 1, 1, 0, 3], np.uint8).reshape(8, 1, 1)
+    assert keep_largest_component(label, [[1, 2]]).ravel().tolist() == [1, 2, 2, 0, 0, 0, 0, 3]
+    assert keep_largest_component(label, [1, 2]).ravel().tolist() == [0, 2, 2, 0, 1, 1, 0, 3]
+
+
+@pytest.mark.parametrize("interpolation", ["linear", "nearest"])
+@pytest.mark.parametrize("largest", [300, 70_000])
+def test_large_ids_are_written(interpolation, largest):
+    plan = Plan(channels=["a"], normalisation=[{"kind": "none"}], labels={"background": 0, "organ": largest}, patch_size=(4, 4, 4))
+    volume = Volume(np.random.default_rng(0).normal(size=(1, 4, 5, 6)).astype(np.float32), np.diag([1.0, 1.0, 2.0, 1.0]))
+    prepared = preprocess(volume, plan.model_copy(update={"spacing": (2.0, 2.0, 2.0)}))
+    logits = torch.zeros(2, *prepared.tensor.shape[1:])
+    logits[1] = 1
+    label = restore_label([logits], 0, prepared, plan, interpolation=interpolation)
+    assert label.shape == (4, 5, 6)
+    assert set(label.ravel().tolist()) == {largest}

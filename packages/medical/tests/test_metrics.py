@@ -139,6 +139,7 @@ TABLE = {
     "nnunet": [(NAN, NAN, NAN, NAN, NAN), (0, NAN, NAN, NAN, 0), (0, NAN, NAN, NAN, 0)],
     "brats": [(1, 0, 0, 0, 1), (0, 373.13, 373.13, 373.13, 0), (0, 373.13, 373.13, 373.13, 0)],
     "paper:transunet": [(0, 0, NAN, NAN, NAN), (1, 0, NAN, NAN, 0), (0, 0, NAN, NAN, 0)],
+    "paper:segformer3d": [(0, NAN, NAN, NAN, 0), (0, NAN, NAN, NAN, 0), (0, NAN, NAN, NAN, 0)],
 }
 
 

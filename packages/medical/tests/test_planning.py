@@ -23,7 +23,7 @@ from vsuite.medical.data.planning import (
     save_fingerprint,
     save_plan,
 )
-from vsuite.medical.plan import Normalisation
+from vsuite.medical.plan import Normalisation, Plan
 from vsuite.medical.recipes import load_recipe
 
 LABELS: dict[str, int | list[int]] = {"background": 0, "organ": 1, "tumour": 2}
@@ -125,6 +125,7 @@ def test_axes_along_which_labels_tell_sides_apart_are_not_mirrored() -> None:
     assert make_plan(describe(["MRI"], kidneys), result, PlanSettings(axes=(2, 1, 0))).mirror_axes == (0, 1)
     assert make_plan(describe(["MRI"], {"background": 0, "Anterior": 1, "Posterior": 2}), result).mirror_axes == (0, 2)
     assert make_plan(describe(["MRI"]), result, PlanSettings(mirror_axes=())).mirror_axes == ()
+    assert make_plan(describe(["MRI"], {"background": 0, "LeftKidney": 1, "RightKidney": 2}), result).mirror_axes == (1, 2)
 
 
 def test_the_published_brats_plan() -> None:
@@ -172,3 +173,26 @@ def test_hippocampus_is_planned_in_seconds() -> None:
     assert plan.patch_size == (40, 56, 40)
     assert plan.labels == {"background": 0, "Anterior": 1, "Posterior": 2}
     assert 0.01 < result.label_fractions["Anterior"] < 0.06
+
+
+def test_ignored_voxels_are_no_foreground(tmp_path: Path) -> None:
+    labels: dict[str, int | list[int]] = {"background": 0, "organ": 1, "ignore": 2}
+    case = write_case(tmp_path, "a", 10.0, np.eye(4))
+    image = nib.load(case.images[0]).get_fdata()
+    image[6:8, 2:6, 2:6] = 500.0  # where the label is 2
+    nib.save(nib.Nifti1Image(image.astype(np.float32), np.eye(4)), case.images[0])
+    assert fingerprint(describe(["MRI"], labels, [case]), progress=False).channels["MRI"].maximum == 10.0
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"mirror_axes": (0, 3)}, "mirror_axes"),
+        ({"mirror_axes": (1, 1)}, "mirror_axes"),
+        ({"labels": {"background": 0, "ignore": [1]}}, "ignore"),
+    ],
+)
+def test_plans_that_contradict_themselves(change: dict[str, object], said: str) -> None:
+    facts = {"channels": ["MRI"], "normalisation": [{"kind": "none"}], "labels": LABELS, "patch_size": (16, 16, 16)}
+    with pytest.raises(ValueError, match=said):
+        Plan.model_validate(facts | change)

@@ -14,7 +14,7 @@ from vsuite.medical.recipes import RecipeSettings, brats_learning_rate, list_rec
 
 
 def test_every_shipped_recipe_loads() -> None:
-    assert list_recipes() == ["brats2017", "generic", "hippocampus"]
+    assert list_recipes() == ["brats2017", "demo", "generic", "hippocampus"]
     for name in list_recipes():
         assert load_recipe(name).name == name
 

@@ -16,7 +16,7 @@ from scipy import ndimage
 
 from vsuite.core.errors import InputError
 from vsuite.medical.data.datasets import Case
-from vsuite.medical.data.labels import IGNORE_INDEX, classes_to_ids, encode, regions_to_ids, writing_order
+from vsuite.medical.data.labels import IGNORE_INDEX, classes_to_ids, encode, ids_in, regions_to_ids, writing_order
 from vsuite.medical.data.training_data import CaseStore, TrainingData, ValidationData, ignore_index
 from vsuite.medical.data.transforms import (
     AugmentationSettings,
@@ -27,6 +27,7 @@ from vsuite.medical.data.transforms import (
     rotation_matrix,
     take_patch,
 )
+from vsuite.medical.inference import restore_label
 from vsuite.medical.plan import Normalisation, Plan
 from vsuite.medical.recipes import load_recipe
 
@@ -285,6 +286,14 @@ def test_linear_labels_of_classes_follow_a_turned_border_more_closely() -> None:
 # --- labels ---
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_ids_are_found_in_any_type(dtype: type[np.generic], order: Any) -> None:
+    label = np.zeros((1, 3, 4, 5), dtype, order=order)
+    label[0, 0, 1, 2], label[0, 2, 3, 4] = 7, np.iinfo(dtype).max
+    assert ids_in(label) == {0, 7, int(np.iinfo(dtype).max)}
+
+
 def test_ids_become_outputs_and_outputs_ids() -> None:
     plan = make_plan(labels={"background": 0, "a": 7, "b": 3, "ignore": 9})
     label = np.array([0, 3, 7, 9], np.uint8)
@@ -316,11 +325,11 @@ def test_nnunet_regions_are_written_as_listed() -> None:
 
 def test_validation_keeps_the_file_s_own_grid(tmp_path: Path) -> None:
     case = make_case(tmp_path, affine=np.diag([-1.0, 1.0, 2.0, 1.0]))
-    data = ValidationData([case], make_plan(spacing=(1.0, 1.0, 1.0), crop=((0, 4), (0, 4), (0, 4))))
+    data = ValidationData([case], make_plan(spacing=(1.0, 1.0, 1.0)))
     item = data[0]
     assert len(data) == 1
     assert item.label.array.shape == (1, *SHAPE)
-    assert item.prepared.tensor.shape == (1, 20, 24, 35)  # whole: the crop is for training
+    assert item.prepared.tensor.shape == (1, 20, 24, 35)
     assert item.prepared.file_shape == SHAPE
     assert data[0] is item
     assert ValidationData([case], make_plan(), memory=0)[0] is not ValidationData([case], make_plan(), memory=0)[0]
@@ -328,3 +337,18 @@ def test_validation_keeps_the_file_s_own_grid(tmp_path: Path) -> None:
         data[1]
     with pytest.raises(InputError, match="no label to validate on"):
         ValidationData([Case("x", case.images)], make_plan())
+
+
+def test_validation_scores_the_plan_s_crop_alone(tmp_path: Path) -> None:
+    case = make_case(tmp_path, affine=np.diag([-1.0, 1.0, 1.0, 1.0]))
+    plan = make_plan(axes=(2, 1, 0), crop=((2, 17), (3, 12), (4, 18)), normalisation=[Normalisation(kind="slice_minmax")])
+    whole, item = ValidationData([case], plan.model_copy(update={"crop": None}))[0], ValidationData([case], plan)[0]
+    assert torch.equal(item.prepared.tensor, whole.prepared.tensor[:, 4:18, 3:12, 2:17])  # normalised before it is cut
+    flipped = whole.label.array[:, ::-1]  # the file runs to the left
+    assert np.array_equal(item.label.array, flipped[:, 2:17, 3:12, 4:18])
+    assert np.array_equal(item.image.array[0], item.prepared.tensor[0].permute(2, 1, 0).numpy())
+    assert item.prepared.file_shape == (15, 9, 14)
+    assert np.allclose(item.label.affine @ [0, 0, 0, 1], whole.label.affine @ [19 - 2, 3, 4, 1])
+    ids = torch.from_numpy(item.label.array[0].astype(np.int64)).permute(2, 1, 0)  # a network that knows: D, H, W of the crop
+    logits = torch.stack([ids == i for i in (0, 1, 5)]).float()
+    assert np.array_equal(restore_label([logits], 0, item.prepared, plan), item.label.array[0])

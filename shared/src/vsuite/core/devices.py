@@ -11,24 +11,25 @@ if TYPE_CHECKING:
     import torch
 
 
-def pick_device(name: str = "auto") -> torch.device:
-    """The torch device for "auto" (CUDA where there is one, else the CPU), "cpu", "cuda" or "cuda:N".
+def pick_device(device: str | torch.device | None = "auto") -> torch.device:
+    """The torch device for "auto" or None (CUDA where there is one, else the CPU), "cpu", "cuda" or "cuda:N".
 
     Raises:
         InputError: for another name, and for a CUDA device that this machine or this build of torch does not have.
     """
     import torch
 
+    name = "auto" if device is None else str(device)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cpu":
         return torch.device("cpu")
-    if not re.fullmatch(r"cuda(:\d+)?", name):
-        raise InputError(f"device {name!r} is not known; allowed are auto, cpu, cuda and cuda:N")
+    if not re.fullmatch(r"cuda(:(0|[1-9][0-9]?))?", name):
+        raise InputError(f"device {name!r} cannot be used; allowed are auto, cpu, cuda and cuda:N")
     if not torch.cuda.is_available():
         why = "no CUDA device is visible" if torch.version.cuda else f"torch {torch.__version__} is built without CUDA"
         raise InputError(f"device {name!r} is not available: {why}; use cpu or auto")
-    device, count = torch.device(name), torch.cuda.device_count()
-    if (device.index or 0) >= count:
+    found, count = torch.device(name), torch.cuda.device_count()
+    if (found.index or 0) >= count:
         raise InputError(f"device {name!r} does not exist: there is {', '.join(f'cuda:{i}' for i in range(count))}")
-    return device
+    return found

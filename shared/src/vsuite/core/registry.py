@@ -40,7 +40,7 @@ class PublishedLayout:
 
     Attributes:
         build: the constructor that takes the options that `infer` finds.
-        infer: state dict (prefixes stripped, names already ours) -> constructor options.
+        infer: state dict (names already ours, without prefixes that ours lack) -> constructor options.
         keys: names that every checkpoint of the system holds; they tell systems apart.
         renames: (published, ours) pairs of name fragments, applied in order; both must be unambiguous, since
             saving in the published layout applies them backwards.
@@ -195,7 +195,7 @@ def create_model(
     given = {"num_classes": num_classes, "in_channels": in_channels}
     options |= {key: value for key, value in given.items() if value is not None}
     _check_options(info, options)
-    if isinstance(weights, str) and not Path(weights).exists():
+    if isinstance(weights, str) and not Path(weights).is_file():
         if weights not in info.weights:
             raise unknown(f"weights of {name} (and no such file)", weights, info.weights)
         weights = info.weights[weights]
@@ -205,7 +205,10 @@ def create_model(
 
     options = read_options(weights, name) | options
     _check_options(info, options)
-    model = _tagged(info.builder(**options), name, options)
+    try:
+        model = _tagged(info.builder(**options), name, options)
+    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:  # a damaged or forged note may say anything
+        raise InputError(f"{name} cannot be built with the options of its weights, {options}: {' '.join(str(error).split())}") from error
     load_weights(model, weights)
     return model
 

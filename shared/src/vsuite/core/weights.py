@@ -11,7 +11,7 @@ import io
 import json
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -31,12 +31,13 @@ Source = str | Path | BinaryIO | Mapping[str, Any]
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".npz")
 # Where training scripts put the state dict inside the file; the averaged weights first, as those are the ones published results use.
+# `ema_state_dict` comes after `state_dict`: mmengine, which writes both, swaps them, so that the averages are in the latter.
 CONTAINERS = (
     "params_ema",
     "state_dict_ema",
     "model_ema",
-    "ema_state_dict",
     "state_dict",
+    "ema_state_dict",
     "model_state_dict",
     "model",
     "network_weights",
@@ -85,7 +86,7 @@ def _label(source: Source) -> str:
 
 
 def read_state_dict(source: Source) -> dict[str, Tensor]:
-    """The tensors of a checkpoint under the names in the file, without containers and common prefixes.
+    """The tensors of a checkpoint under the names in the file, without containers and the `PREFIXES` that all names share.
 
     Args:
         source: a path (`.safetensors`, `.pth`, `.pt`, `.bin`, `.ckpt`, `.npz`), an open binary file (torch's or
@@ -94,6 +95,11 @@ def read_state_dict(source: Source) -> dict[str, Tensor]:
     Raises:
         InputError: for a missing, truncated or foreign file, one that would need unpickling, or one without tensors.
     """
+    *_, state = _unwrapped(_read_tensors(source))
+    return state
+
+
+def _read_tensors(source: Source) -> dict[str, Tensor]:
     label = _label(source)
     content: Any = source
     if isinstance(source, str | Path):
@@ -102,7 +108,7 @@ def read_state_dict(source: Source) -> dict[str, Tensor]:
         content = _read_stream(source, label)
     for _ in range(3):  # containers nest; a damaged file may even contain itself
         if isinstance(content, Mapping):
-            content = next((content[key] for key in CONTAINERS if isinstance(content.get(key), Mapping)), content)
+            content = next((content[key] for key in CONTAINERS if isinstance(content.get(key), Mapping) and content[key]), content)
     if not isinstance(content, Mapping):
         raise InputError(f"{label}: holds a {type(content).__name__}, not a state dict")
     try:
@@ -111,19 +117,15 @@ def read_state_dict(source: Source) -> dict[str, Tensor]:
         raise InputError(f"{label}: holds an array that is no tensor: {_first_line(error)}") from error
     if not state:
         raise InputError(f"{label}: holds no tensors")
-    return _strip_prefixes(state)
-
-
-def _strip_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Takes off each prefix that all names share."""
-    stripped = True
-    while stripped:
-        stripped = False
-        for prefix in PREFIXES:
-            if all(name.startswith(prefix) for name in state):
-                state = {name[len(prefix) :]: value for name, value in state.items()}
-                stripped = True
     return state
+
+
+def _unwrapped(state: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """The state dict as it is, then without the first prefix that all names share, without the first two, and so on."""
+    yield state
+    while prefix := next((prefix for prefix in PREFIXES if all(name.startswith(prefix) for name in state)), None):
+        state = {name[len(prefix) :]: value for name, value in state.items()}
+        yield state
 
 
 def _read_file(path: Path) -> Any:
@@ -138,10 +140,8 @@ def _read_file(path: Path) -> Any:
             with np.load(path, allow_pickle=False) as archive:
                 return {name: archive[name] for name in archive.files}
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        raise InputError(f"{path}: not plain weights: damaged, or with Python objects, which are never unpickled") from error
     except Exception as error:  # the readers raise many kinds for damaged files
-        raise InputError(f"{path}: cannot be read as weights: {_first_line(error)}") from error
+        raise _unreadable(path, error) from error
 
 
 def _read_stream(stream: BinaryIO, label: str) -> Any:
@@ -152,7 +152,13 @@ def _read_stream(stream: BinaryIO, label: str) -> Any:
         stream.seek(0)
         return torch.load(stream, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise InputError(f"{label}: cannot be read as weights: {_first_line(error)}") from error
+        raise _unreadable(label, error) from error
+
+
+def _unreadable(label: object, error: Exception) -> InputError:
+    if isinstance(error, pickle.UnpicklingError):  # torch would advise to read the file unsafely
+        return InputError(f"{label}: not plain weights: damaged, or with Python objects, which are never unpickled")
+    return InputError(f"{label}: cannot be read as weights: {_first_line(error)}")
 
 
 def _first_line(error: Exception) -> str:
@@ -167,7 +173,7 @@ def read_metadata(source: Source) -> dict[str, Any]:
         with safetensors.safe_open(source, framework="pt") as file:
             metadata = json.loads((file.metadata() or {}).get("vsuite", "{}"))
     except Exception as error:
-        raise InputError(f"{source}: cannot be read as weights: {_first_line(error)}") from error
+        raise _unreadable(source, error) from error
     kinds = {"model": str, "system": str, "options": dict}
     if not isinstance(metadata, dict) or any(key in metadata and not isinstance(metadata[key], kind) for key, kind in kinds.items()):
         raise InputError(f"{source}: its note on how to build the model is damaged")
@@ -184,15 +190,20 @@ def read_options(source: Source, name: str) -> dict[str, Any]:
 
 def rename(state: Mapping[str, Any], layout: PublishedLayout, *, to_published: bool = False) -> dict[str, Any]:
     """The same tensors under our names, or with `to_published` under the published ones."""
-    pairs = [(ours, published) for published, ours in reversed(layout.renames)] if to_published else list(layout.renames)
-    renamed = {}
-    for name, value in state.items():
-        for before, after in pairs:
-            name = name.replace(before, after)
+    renamed: dict[str, Any] = {}
+    for name, value in zip(_renamed(state, layout, to_published=to_published), state.values(), strict=True):
         if name in renamed:
             raise InputError(f"two tensors of the checkpoint map onto {name!r}")
         renamed[name] = value
     return renamed
+
+
+def _renamed(names: Iterable[str], layout: PublishedLayout, *, to_published: bool = False) -> Iterator[str]:
+    pairs = [(ours, published) for published, ours in reversed(layout.renames)] if to_published else layout.renames
+    for name in names:
+        for before, after in pairs:
+            name = name.replace(before, after)
+        yield name
 
 
 def load_weights(model: nn.Module, source: Source, *, strict: bool = True) -> LoadReport:
@@ -200,20 +211,27 @@ def load_weights(model: nn.Module, source: Source, *, strict: bool = True) -> Lo
 
     Args:
         model: any module; the published names of a registered one are understood as well as ours.
-        source: see `read_state_dict`.
+        source: see `read_state_dict`; a prefix that the model's own names have stays.
         strict: raise if anything is missing, left over or of another shape; else load what fits and report the rest.
 
     Raises:
         InputError: naming what does not fit. The model is unchanged then.
     """
-    state = read_state_dict(source)
-    ours = model.state_dict()
-    report = LoadReport()
     layout = _layout_of(model)
-    if layout is not None and layout.renames:
-        names = dict(zip(state, rename(state, layout), strict=True))
-        report.renamed = {published: our for published, our in names.items() if published != our}
-        state = rename(state, layout)
+    ours = model.state_dict()
+
+    def known(state: dict[str, Tensor]) -> int:
+        return sum(name in ours for name in (_renamed(state, layout) if layout else state))
+
+    state = max(reversed(list(_unwrapped(_read_tensors(source)))), key=known)
+    renamed = rename(state, layout) if layout else state
+    names = {before: after for before, after in zip(state, renamed, strict=True) if before != after}
+    return _fill(model, renamed, LoadReport(renamed=names), _label(source), strict=strict)
+
+
+def _fill(model: nn.Module, state: Mapping[str, Tensor], report: LoadReport, label: str, *, strict: bool) -> LoadReport:
+    """Copies what fits into the model and completes the report."""
+    ours = model.state_dict()
     fitting = {}
     for key, value in state.items():
         if key.endswith("num_batches_tracked"):
@@ -228,10 +246,10 @@ def load_weights(model: nn.Module, source: Source, *, strict: bool = True) -> Lo
     report.missing = [key for key in ours if key not in state and not key.endswith("num_batches_tracked")]
     problems = report.problems()
     if strict and problems:
-        raise InputError(f"{_label(source)}: does not fit {type(model).__name__}: {problems}")
+        raise InputError(f"{label}: does not fit {type(model).__name__}: {problems}")
     broken = [key for key, value in fitting.items() if value.is_floating_point() and not bool(torch.isfinite(value).all())]
     if broken:
-        raise InputError(f"{_label(source)}: NaN or infinite values in {_shorten(broken)}")
+        raise InputError(f"{label}: NaN or infinite values in {_shorten(broken)}")
     model.load_state_dict(fitting, strict=False)
     return report
 
@@ -251,20 +269,14 @@ def load_published(source: Source, system: str | None = None, **options: Any) ->
     Raises:
         InputError: if no system fits, several do, or tensors are missing or left over.
     """
-    metadata = read_metadata(source)
+    label, metadata = _label(source), read_metadata(source)
+    noted = registry.model_info(metadata["model"]).system if "model" in metadata else metadata.get("system", system)
+    if system not in (None, noted):
+        raise InputError(f"{label}: holds weights of {noted!r}, not of {system!r}")
     if "model" in metadata:
         return registry.create_model(metadata["model"], weights=source, **options)  # type: ignore[arg-type]
-    if "system" in metadata:
-        system, options = metadata["system"], metadata.get("options", {}) | options
-    state = read_state_dict(source)
-    candidates = {name: layout for name, layout in _layouts(system).items() if all(key in rename(state, layout) for key in layout.keys)}
-    if not candidates:
-        tried = system or "any of " + ", ".join(_layouts(None))
-        raise InputError(f"{_label(source)}: is not a checkpoint of {tried}; it holds {_shorten(list(state))}")
-    if len(candidates) > 1:
-        raise InputError(f"{_label(source)}: fits {' and '.join(candidates)}; name one as `system`")
-    name, layout = next(iter(candidates.items()))
-    state = rename(state, layout)
+    options = metadata.get("options", {}) | options
+    name, layout, state = _recognise(source, noted)
     assumed = {key: value for key, value in layout.assumed.items() if key not in options}
     for key in options:
         if key not in inspect.signature(layout.build).parameters:
@@ -272,13 +284,29 @@ def load_published(source: Source, system: str | None = None, **options: Any) ->
     try:
         options = {**layout.infer(state), **assumed, **options}
         model = layout.build(**options)
-        load_weights(model, state)
     except KeyError as error:
-        raise InputError(f"{_label(source)}: is no complete checkpoint of {name}: {error} is missing") from error
-    except (IndexError, ValueError, ArithmeticError) as error:
-        raise InputError(f"{_label(source)}: is no checkpoint of {name}: {_first_line(error)}") from error
+        raise InputError(f"{label}: is no complete checkpoint of {name}: {error} is missing") from error
+    except (IndexError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        raise InputError(f"{label}: is no checkpoint of {name}: {_first_line(error)}") from error
+    _fill(model, state, LoadReport(), label, strict=True)
     model.built_from = {"system": name, "options": options, "assumed": assumed}  # type: ignore[assignment]
     return model
+
+
+def _recognise(source: Source, system: str | None) -> tuple[str, PublishedLayout, dict[str, Tensor]]:
+    """The one system that a checkpoint fits, its layout, and the tensors under our names."""
+    found: dict[str, tuple[PublishedLayout, dict[str, Tensor]]] = {}
+    for state in _unwrapped(_read_tensors(source)):
+        for name, layout in _layouts(system).items():
+            if name not in found and set(layout.keys) <= set(_renamed(state, layout)):
+                found[name] = layout, state
+    if not found:
+        tried = system or "any of " + ", ".join(_layouts(None))
+        raise InputError(f"{_label(source)}: is not a checkpoint of {tried}; it holds {_shorten(list(state))}")
+    if len(found) > 1:
+        raise InputError(f"{_label(source)}: fits {' and '.join(found)}; name one as `system`")
+    ((name, (layout, state)),) = found.items()
+    return name, layout, rename(state, layout)
 
 
 def _layout_of(model: nn.Module) -> PublishedLayout | None:

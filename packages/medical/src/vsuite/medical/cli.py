@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -107,7 +108,9 @@ def predict(
     failed = predict_files(predictor, inputs, out, resume=resume, overwrite=overwrite, save_probabilities=probabilities)
     typer.echo(f"label maps in {out}")
     if failed:
-        raise InputError(f"{failed} {'case' if failed == 1 else 'cases'} failed; see {out / 'predictions.json'}")
+        cases = json.loads((out / "predictions.json").read_text(encoding="utf-8"))["cases"]
+        first = next(case["error"] for case in cases if case["status"] == "failed")
+        raise InputError(first if len(cases) == 1 else f"{failed} of {len(cases)} cases failed; first: {first}")
 
 
 @app.command()

@@ -1,12 +1,11 @@
 """Compares a folder of predicted label maps with the references: figures, files, pictures and a report.
 
-Written are `summary.json` in nnU-Net's schema, `metrics.csv` (one line a case and structure), `metrics.json`, and with
-pictures `pictures/<case>.png` and `report.html`, worst cases first.
+Written are `summary.json` in nnU-Net's schema, `metrics.csv` (one line a case and structure), `metrics.json`, MONAI's
+`<metric>_raw.csv` and `<metric>_summary.csv`, and with pictures `pictures/<case>.png` and `report.html`, worst cases first.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import threading
@@ -20,9 +19,9 @@ import numpy as np
 
 from vsuite.core.errors import InputError
 from vsuite.core.evaluation.metrics import mean
-from vsuite.medical.data.datasets import first_items
+from vsuite.medical.data.datasets import read_json
 from vsuite.medical.data.geometry import FloatArray, difference, spacing_of
-from vsuite.medical.data.labels import ids_of
+from vsuite.medical.data.labels import check_ids, first_items, ids_in, labels_by_name
 from vsuite.medical.data.nifti import ENDINGS, is_nifti, read_image, read_label
 from vsuite.medical.metrics import Convention, Label, Labels, Scores, compare_label_maps, find_convention
 
@@ -32,13 +31,17 @@ _DRAWING = threading.Lock()  # matplotlib's fonts are shared between threads
 
 @dataclass(frozen=True)
 class CaseResult:
-    """One case: its scores by structure, or the error that kept it from being compared."""
+    """One case: its scores by structure, or the error that kept it from being compared.
+
+    `no_picture` says why a picture that was asked for is not there; the scores are none the worse for it.
+    """
 
     name: str
     reference: Path
     prediction: Path | None
     scores: Mapping[str, Scores]
     error: str = ""
+    no_picture: str = ""
 
     @property
     def mean_dice(self) -> float:
@@ -173,7 +176,7 @@ def _compare(
     images: Path | None,
 ) -> CaseResult:
     reference = read_label(case.reference)
-    _check_ids(case.reference, reference.array, labels)
+    check_ids(reference.array, labels, case.reference)
     if case.prediction is None:
         if not missing_as_empty:
             raise InputError(f"{case.name}: no prediction for the reference {case.reference}")
@@ -183,7 +186,7 @@ def _compare(
         prediction = volume.array
         if gap := difference(prediction.shape[1:], volume.affine, reference.array.shape[1:], reference.affine):
             raise InputError(f"{case.prediction}: not on the grid of {case.reference} (prediction against reference): {gap}")
-        _check_ids(case.prediction, prediction, labels)
+        check_ids(prediction, labels, case.prediction)
     structures = {name: ids for name, ids in labels.items() if name not in ("background", "ignore")}
     ignore = labels.get("ignore")
     scores = compare_label_maps(
@@ -197,15 +200,11 @@ def _compare(
     )
     result = replace(case, scores=scores)
     if picture is not None:
-        _draw(result, reference.array[0], prediction[0], reference.affine, structures, picture, images)
+        try:
+            _draw(result, reference.array[0], prediction[0], reference.affine, structures, picture, images)
+        except Exception as error:  # a damaged image or a full disk, say: the scores stand
+            return replace(result, no_picture=str(error) or type(error).__name__)
     return result
-
-
-def _check_ids(path: Path, label: Label, labels: Labels) -> None:
-    counts = np.bincount(label.reshape(-1)) if label.dtype.itemsize <= 2 else None
-    found = {int(i) for i in (np.unique(label) if counts is None else np.flatnonzero(counts))}
-    if strange := sorted(found - ids_of(labels)):
-        raise InputError(f"{path}: label ids {first_items(strange, 8)} are not in the label map, which has {sorted(ids_of(labels))}")
 
 
 def _draw(
@@ -264,34 +263,27 @@ def read_labels(source: Labels | str | Path) -> dict[str, int | list[int]]:
     Files are labels.json, dataset.json (nnU-Net's or Decathlon's), plan.json, or our weights (.safetensors).
     """
     if not isinstance(source, str | Path):
-        return _by_name(source, "labels")
+        return _structures(source, "labels")
     path = Path(source)
     if path.suffix == ".safetensors":
         from vsuite.core.weights import read_metadata
 
         content: Any = read_metadata(path).get("plan")
     else:
-        try:
-            content = json.loads(path.read_text(encoding="utf-8-sig"))
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path}: cannot be read as label names: {error}") from error
+        content = read_json(path)
     if isinstance(content, dict) and isinstance(content.get("labels"), dict):
         content = content["labels"]
     if not isinstance(content, dict):
         raise InputError(f"{path}: names no labels; expected name -> id, as in labels.json or dataset.json")
-    return _by_name(content, str(path))
+    return _structures(content, str(path))
 
 
-def _by_name(given: Mapping[Any, Any], source: str) -> dict[str, int | list[int]]:
-    """Labels from name -> id or ids, or from Decathlon's id -> name."""
-    labels: dict[str, int | list[int]] = {}
-    for key, value in given.items():
-        name, ids = (value, key) if isinstance(value, str) and str(key).isdigit() else (str(key), value)
-        try:
-            labels[name] = [int(i) for i in ids] if isinstance(ids, list | tuple) else int(ids)
-        except (TypeError, ValueError):
-            raise InputError(f"{source}: label {name!r} has the id {ids!r}; ids are whole numbers, or lists of them for a region") from None
-    labels = {name: ids for name, ids in labels.items() if ids != 0}
+def _structures(given: Mapping[Any, Any], source: str) -> dict[str, int | list[int]]:
+    """The labels without the background, from name -> id or ids, or from Decathlon's id -> name."""
+    labels, problems = labels_by_name(given)
+    if problems:
+        raise InputError(f"{source}: {'; '.join(problems)}")
+    del labels["background"]
     if not labels.keys() - {"ignore"}:
         raise InputError(f"{source}: names no label beside the background")
     return labels
@@ -307,7 +299,7 @@ def _find_labels(predictions: Path, references: Path, files: Sequence[Path]) -> 
     ids: set[int] = set()
     for path in files:
         try:
-            ids |= {int(i) for i in np.unique(read_label(path).array)}
+            ids |= ids_in(read_label(path).array)
         except InputError:
             continue  # its case will say so
     if not ids - {0}:

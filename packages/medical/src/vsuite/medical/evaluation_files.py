@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vsuite.core.evaluation import EvaluationResult, Row, write_json
 from vsuite.core.evaluation.metrics import mean
 from vsuite.core.files import write_text
@@ -22,9 +24,13 @@ _VOXELS = {"FP": "fp", "TP": "tp", "FN": "fn", "TN": "tn", "n_pred": "n_pred", "
 
 
 def write_evaluation(evaluation: Evaluation, folder: Path, *, with_report: bool) -> None:
-    """Writes `summary.json`, `metrics.csv`, `metrics.json` and, where asked, `report.html`."""
+    """Writes `summary.json`, `metrics.csv`, `metrics.json`, MONAI's tables and, where asked, `report.html`."""
     write_text(folder / "summary.json", json.dumps(nnunet_summary(evaluation), indent=4) + "\n")
     write_text(folder / "metrics.csv", tidy_csv(evaluation))
+    for metric in ("dice", "hd95", "nsd"):
+        raw, summary = monai_csv(evaluation, metric)
+        write_text(folder / f"{metric}_raw.csv", raw)
+        write_text(folder / f"{metric}_summary.csv", summary)
     facts = {
         "convention": evaluation.convention.name,
         "hd95_unit": evaluation.convention.distance_unit,
@@ -68,6 +74,34 @@ def tidy_csv(evaluation: Evaluation) -> str:
         if case.error:
             writer.writerow([case.name, "", "", *[""] * (len(chosen) - 1), f"error: {case.error}"])
     return text.getvalue()
+
+
+def monai_csv(evaluation: Evaluation, metric: str) -> tuple[str, str]:
+    """What MONAI's `MetricsSaver` writes as `<metric>_raw.csv` (a line a case) and `<metric>_summary.csv` (a line a structure).
+
+    The last column and line, "mean", are of each case's mean over structures. Undefined values are nan and left out.
+
+    Args:
+        metric: an attribute of `Scores`.
+    """
+    values = np.array([evaluation.values(metric, name) for name in evaluation.labels])  # structures, cases
+    table = np.vstack([values, [mean(case) for case in values.T]])
+    names, raw, summary = [*evaluation.labels, "mean"], io.StringIO(), io.StringIO()
+    writer = csv.writer(raw, lineterminator="\n")
+    writer.writerow(["filename", *names])
+    for case, row in zip(evaluation.compared, table.T, strict=True):
+        writer.writerow([case.prediction or case.reference, *map("{:.4f}".format, row)])
+    writer = csv.writer(summary, lineterminator="\n")
+    writer.writerow(["class", "mean", "median", "max", "min", "90percentile", "std", "notnans"])
+    for name, row in zip(names, table, strict=True):
+        known = row[~np.isnan(row)]
+        shown = [f(known) if known.size else math.nan for f in (np.mean, np.median, np.max, np.min, _percentile_90, np.std)]
+        writer.writerow([name, *map("{:.4f}".format, [*shown, known.size])])
+    return raw.getvalue(), summary.getvalue()
+
+
+def _percentile_90(values: np.ndarray) -> float:
+    return float(np.percentile(values, 90))
 
 
 def nnunet_summary(evaluation: Evaluation) -> dict[str, Any]:
@@ -140,6 +174,9 @@ def print_evaluation(evaluation: Evaluation) -> None:
     terminal.print(explanation(evaluation))
     for case in evaluation.failed:
         terminal.print(f"not compared: {case.error}")
+    for case in evaluation.compared:
+        if case.no_picture:
+            terminal.print(f"no picture of {case.name}: {case.no_picture}")
     if evaluation.unused:
         terminal.print(f"predictions without a reference, left out: {', '.join(evaluation.unused)}")
 

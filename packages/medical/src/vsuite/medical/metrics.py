@@ -203,6 +203,7 @@ CONVENTIONS: dict[str, Convention] = {
             },
             pooled_voxels=True,
         ),
+        Convention("paper:segformer3d", {"both empty": _WRONG, "false alarm": _WRONG, "missed": _WRONG}),
     )
 }
 """What the conventions give for empty masks (both empty / reference empty / prediction empty).
@@ -214,10 +215,11 @@ monai              nan / nan / 0     nan / nan / nan     nan / 0 / 0         nan
 nnunet             nan / 0 / 0       nan / nan / nan     nan / 0 / 0         nan / nan / nan
 brats              1 / 0 / 0         0 / 373.13 / 373.13 1 / 0 / 0           0 / 373.13 / 373.13
 paper:transunet    0 / 1 / 0         0 / 0 / 0           nan / 0 / 0         nan / nan / nan
+paper:segformer3d  0 / 0 / 0         nan / nan / nan     0 / 0 / 0           nan / nan / nan
 =================  ================  ==================  ==================  =========================
 
-nnU-Net itself computes no distances and the TransUNet papers no NSD: those entries are ours. Where the HD95 leaves a
-miss out of its mean, read it beside the numbers of misses and false alarms.
+nnU-Net itself computes no distances, the TransUNet papers no NSD, SegFormer3D's nothing but Dice: those entries are ours.
+Where the HD95 leaves a miss out of its mean, read it beside the numbers of misses and false alarms.
 """
 
 

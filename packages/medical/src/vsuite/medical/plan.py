@@ -43,11 +43,13 @@ class Plan(BaseModel):
         normalisation: one a channel.
         labels: name -> id in label files; "background" is 0. A name with a list of ids is a region (nnU-Net's
             convention): regions overlap, and the network then has one sigmoid output a region instead of a softmax.
-        regions_class_order: only with regions: the id written for each region, later ones over earlier ones.
+        regions_class_order: only with regions: the id written for each, in the order of the labels. Later ones are written
+            over earlier ones, but a region never over one that it holds (see `labels.writing_order`).
         spacing: voxel size in mm that the network sees, in RAS axis order (x, y, z); None keeps the file's own.
         patch_size: voxels of the training patch and of the prediction window, in the order of `axes`.
         axes: order in which the spatial axes (after reorientation to RAS: x, y, z) enter the network.
-        crop: fixed (start, stop) in voxels an axis (x, y, z) after reorientation, for training only; None keeps all.
+        crop: fixed (start, stop) in voxels an axis (x, y, z) after reorientation and resampling, that is trained on
+            and that validation scores; prediction takes the whole volume. None keeps all.
         mirror_axes: spatial axes of the network's input that may be mirrored, in training and at test time.
         model, options: what `create_model` builds.
         dataset: name of the data set the plan was made from.
@@ -74,6 +76,10 @@ class Plan(BaseModel):
             raise ValueError(f"{len(self.channels)} channels but {len(self.normalisation)} normalisations")
         if sorted(self.axes) != [0, 1, 2]:
             raise ValueError(f"axes must be an order of 0, 1, 2; got {self.axes}")
+        if not set(self.mirror_axes) <= {0, 1, 2} or len(set(self.mirror_axes)) != len(self.mirror_axes):
+            raise ValueError(f"mirror_axes are some of 0, 1, 2, each once; got {self.mirror_axes}")
+        if isinstance(self.labels.get("ignore"), list):
+            raise ValueError(f"the label 'ignore' is one id; got {self.labels['ignore']}")
         if self.spacing is not None and min(self.spacing) <= 0:
             raise ValueError(f"spacing must be positive; got {self.spacing}")
         if self.labels.get("background") != 0:

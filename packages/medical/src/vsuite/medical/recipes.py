@@ -1,4 +1,4 @@
-"""Recipes: how to train on a data set, as data. The package ships `brats2017`, `generic` and `hippocampus`."""
+"""Recipes: how to train on a data set, as data. The package ships `brats2017`, `demo`, `generic` and `hippocampus`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from vsuite.core.training.schedules import register_schedule
 from vsuite.core.training.settings import TrainingSettings, load_settings
 from vsuite.medical.data.planning import PlanSettings
 from vsuite.medical.data.transforms import AugmentationSettings
+from vsuite.medical.metrics import find_convention
 
 
 class ValidationSettings(BaseModel):
@@ -23,6 +24,7 @@ class ValidationSettings(BaseModel):
         fraction: share of the cases that validates where no split is given.
         window: voxels of the sliding window along D, H, W; None takes the plan's patch size.
         overlap, blend, mirror: of the sliding window, as in prediction.
+        convention: what empty masks count as in the Dice; a name of `vsuite.medical.metrics.CONVENTIONS`.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -32,6 +34,12 @@ class ValidationSettings(BaseModel):
     overlap: float = Field(default=0.5, ge=0, lt=1)
     blend: Literal["gaussian", "constant"] = "gaussian"
     mirror: bool = False
+    convention: str = "nnunet"
+
+    @field_validator("convention")
+    @classmethod
+    def _known_convention(cls, name: str) -> str:
+        return find_convention(name).name
 
 
 class RecipeSettings(BaseModel):

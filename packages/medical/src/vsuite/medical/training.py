@@ -16,9 +16,10 @@ from vsuite.core.devices import pick_device
 from vsuite.core.errors import InputError
 from vsuite.core.evaluation import Evaluator
 from vsuite.core.files import write_text
-from vsuite.core.training import TrainingResult, apply_overrides, check_settings, load_settings
+from vsuite.core.training import TrainingResult, apply_overrides, check_settings
 from vsuite.core.training import train as run_training
 from vsuite.core.training.processes import first_alone, process_group
+from vsuite.core.training.settings import read_yaml
 from vsuite.medical.data.datasets import DatasetDescription, describe, read_dataset
 from vsuite.medical.data.planning import fingerprint, load_plan, make_plan, save_fingerprint, save_plan
 from vsuite.medical.data.splits import Split, split_cases
@@ -78,12 +79,13 @@ class SegmentationTask:
         return self.criterion(logits.float(), target, ignore=ignore_index(self.plan))
 
     def validate(self, model: nn.Module, device: torch.device, rank: int, world_size: int) -> dict[str, float]:
-        """Dice over the validation cases, each in its file's own grid: mean, and by structure."""
+        """Dice over the validation cases, each in its file's own grid (or the plan's crop): mean, and by structure."""
         predictor = self._predictor(model, device)
-        evaluator = Evaluator([DiceMetric(self.plan.foreground, ignore=_ignored_id(self.plan))])
+        convention = self.settings.validation.convention
+        evaluator = Evaluator([DiceMetric(self.plan.foreground, convention=convention, ignore=_ignored_id(self.plan))])
         for index in range(rank, len(self.validation), world_size):
             item = self.validation[index]
-            found = predictor.predict(item.image.array, item.image.affine).label
+            found = predictor.predict_prepared(item.prepared)
             evaluator.update(index, item.name, prediction=found, reference=item.label.array[0])
         return evaluator.compute().summary
 
@@ -91,7 +93,7 @@ class SegmentationTask:
         predictor, paths = self._predictor(model, device), []
         for index in range(min(PICTURES, len(self.validation))):
             item = self.validation[index]
-            found = predictor.predict(item.image.array, item.image.affine).label
+            found = predictor.predict_prepared(item.prepared)
             paths.append(folder / f"{item.name}.png")
             case_picture(
                 item.image.array[0], item.label.array[0], found, item.image.affine, paths[-1], item.name, labels=self.plan.foreground
@@ -127,6 +129,28 @@ def start_from(model: nn.Module, source: str | Path, say: Callable[[str], None] 
         say(f"{path}: {len(report.loaded)} tensors loaded; of another shape and left as initialised: {', '.join(report.mismatched)}")
 
 
+def check_network(plan: Plan, settings: RunSettings) -> None:
+    """Finds out before anything is written whether the network takes the plan's patches and the weights to start from.
+
+    A batch goes through the network without numbers (on torch's "meta" device), which costs neither time nor memory.
+
+    Raises:
+        InputError: for options that do not fit, patches too small to be trained on, and weights of another model.
+    """
+    shape = (settings.training.batch_size, len(plan.channels), *plan.patch_size)
+    try:
+        with torch.device("meta"):
+            outputs = create_model(plan.model, **plan.options).train()(torch.empty(shape)).shape[1]
+    except (RuntimeError, ValueError) as error:
+        batch = f"{shape[0]} {'patch' if shape[0] == 1 else 'patches'} of {' x '.join(map(str, shape[1:]))}"
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{plan.model} cannot be trained on {batch}: {reason}; try larger patches or batches") from error
+    if outputs != plan.num_outputs:
+        raise InputError(f"{plan.model} has {outputs} outputs, the labels need {plan.num_outputs}")
+    if settings.weights:
+        start_from(create_model(plan.model, **plan.options), settings.weights, say=lambda _: None)
+
+
 def resolve_settings(
     *,
     data: str | Path | None = None,
@@ -151,8 +175,7 @@ def resolve_settings(
         raise InputError("give either a recipe or a settings file, not both")
     given = {key: value for key, value in {"data": None if data is None else str(data), **given}.items() if value is not None}
     if config is not None:
-        settings = load_settings(config, RunSettings)
-        settings = check_settings(RunSettings, settings.model_dump() | given)
+        settings = check_settings(RunSettings, read_yaml(config) | given, str(config))
     elif "data" not in given:
         raise InputError("no data set is named: give a folder with dataset.json, or with images/ and labels/")
     else:
@@ -206,6 +229,7 @@ def _prepare_run(settings: RunSettings, out: Path, *, resume: bool, say: Callabl
     chosen = {*split.train, *split.val}
     facts = fingerprint(description, [case for case in description.training if case.name in chosen])
     plan = make_plan(description, facts, settings.plan)
+    check_network(plan, settings)
     save_fingerprint(facts, out / "dataset_fingerprint.json")
     write_text(out / "split.json", json.dumps({"train": split.train, "val": split.val}, indent=1) + "\n")
     CaseStore(out / "prepared", plan).prepare([case for case in description.training if case.name in set(split.train)])

@@ -1,5 +1,7 @@
 """What a model costs: parameters, multiply-accumulates, latency, throughput and peak memory."""
 
+from __future__ import annotations
+
 from vsuite.core.bench.comparison import Comparison, compare
 from vsuite.core.bench.count import count_macs, count_parameters
 from vsuite.core.bench.measurement import Measurement, measure

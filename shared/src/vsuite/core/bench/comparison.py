@@ -54,17 +54,14 @@ def compare(subjects: Sequence[Subject], conditions: Conditions, progress: Calla
         InputError: where a form does not take an input of this size, or a plain form has parameters of other names.
     """
     label = subjects[0].label
-    inputs = conditions.inputs()
-    first = subjects[0].build()
-    models = [model.to(conditions.device) for model in (first, *(subject.build(first.state_dict()) for subject in subjects[1:]))]
     try:
+        inputs = conditions.inputs()
+        first = subjects[0].build()
+        models = [model.to(conditions.device) for model in (first, *(subject.build(first.state_dict()) for subject in subjects[1:]))]
         with conditions.applied():
             progress("counting operations")
             # a compiled model hides its operators; it is the optimized form that is compiled
-            eager = {
-                s.form: functools.partial(count_macs, m, inputs) for s, m in zip(subjects, models, strict=True) if s.form != "compiled"
-            }
-            macs = {form: count() for form, count in eager.items()}
+            macs = {s.form: count_macs(m, inputs) for s, m in zip(subjects, models, strict=True) if s.form != "compiled"}
             progress("comparing outputs")
             outputs = [[tensor.float() for tensor in tensors(model(inputs))] for model in models]
             differences = [_difference(output, outputs[0]) for output in outputs]
@@ -72,11 +69,9 @@ def compare(subjects: Sequence[Subject], conditions: Conditions, progress: Calla
             progress("timing")
             calls = [functools.partial(model, inputs) for model in models]
             times = time_in_turn(calls, seconds=conditions.seconds, synchronize=synchronizer(conditions.device))
-    except InputError:
-        raise
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0]
-        shape = "x".join(map(str, inputs.shape))
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        shape = "x".join(map(str, (conditions.batch_size, *conditions.size)))
         raise InputError(f"{label} does not run on an input of {shape} on {conditions.device}: {reason}") from error
     results = []
     memories = []

@@ -13,11 +13,13 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from vsuite.core.terminal import console, new_table
 
-DISTRIBUTIONS = ("vsuite-core", "vsuite-medical")
+if TYPE_CHECKING:
+    from packaging.specifiers import SpecifierSet
+
 GIB = 2**30
 
 
@@ -71,14 +73,12 @@ def _distributions() -> Iterator[Finding]:
     """The packages of the suite, and everything that they say they need or can use."""
     from packaging.requirements import Requirement
 
+    suite = {found.name: found for found in importlib.metadata.distributions() if found.name and found.name.startswith("vsuite-")}
     seen = set()
-    for name in DISTRIBUTIONS:
-        version = _version(name)
-        yield Finding("ok", name, version) if version else Finding("missing", name, "not installed", f"pip install {name}")
-        if version is None:
-            continue
-        extras = importlib.metadata.metadata(name).get_all("Provides-Extra") or []
-        for text in importlib.metadata.requires(name) or []:
+    for name, found in sorted(suite.items()):
+        yield Finding("ok", name, found.version)
+        extras = found.metadata.get_all("Provides-Extra") or []
+        for text in found.requires or []:
             need = Requirement(text)
             extra = next(
                 (e for e in extras if need.marker and not need.marker.evaluate({"extra": ""}) and need.marker.evaluate({"extra": e})), None
@@ -90,10 +90,10 @@ def _distributions() -> Iterator[Finding]:
             yield _requirement(name, extra, need.name, need.specifier)
 
 
-def _requirement(distribution: str, extra: str | None, name: str, allowed: object) -> Finding:
+def _requirement(distribution: str, extra: str | None, name: str, allowed: SpecifierSet) -> Finding:
     version = _version(name)
     used_by = f"{distribution}[{extra}]" if extra else distribution
-    if version is not None and version in allowed:  # type: ignore[operator]
+    if version is not None and allowed.contains(version, prereleases=True):  # vendors' images hold torch 2.9.0a0 and the like
         return Finding("ok", name, version)
     detail = "not installed" if version is None else f"{version}, but {allowed} is needed"
     if extra:
@@ -123,14 +123,13 @@ def _import_error(module: str) -> str:
 def _models() -> Iterator[Finding]:
     from vsuite.core.registry import list_models
 
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the same complaints as below, less precise
         for entry in importlib.metadata.entry_points(group="vsuite.models"):
             error = _import_error(entry.value.split(":")[0])
             if error:
                 yield Finding("broken", f"models of {entry.name}", error)
         number = len(list_models())
-    del caught  # the same complaints, less precise
     yield Finding("ok", "models", f"{number} registered")
 
 

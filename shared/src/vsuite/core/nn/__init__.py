@@ -1,5 +1,7 @@
 """The common transformer core: functions and small layers that systems compose. Pure torch."""
 
+from __future__ import annotations
+
 from vsuite.core.nn.attention import attend
 from vsuite.core.nn.depthwise import depthwise_conv3d
 from vsuite.core.nn.fold import fold_batch_norm

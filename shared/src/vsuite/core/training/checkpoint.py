@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
 import torch
 
 from vsuite.core.errors import InputError
@@ -49,30 +48,9 @@ def random_state_kept(device: torch.device) -> Iterator[None]:
         set_random_state(state, device)
 
 
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """A full or read-only disk becomes an `InputError` that names the file; torch and safetensors raise errors of their own."""
-    try:
-        yield
-    except InputError:
-        raise
-    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
-        raise InputError(f"{path}: cannot be written: {_reason(error)}") from error
-
-
-def _reason(error: BaseException) -> str:
-    """What the system said, which torch hides behind an error of its own while it closes the file."""
-    inner: BaseException | None = error
-    while inner is not None:
-        if isinstance(inner, OSError) and inner.strerror:
-            return inner.strerror
-        inner = inner.__cause__ or inner.__context__
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
 def write_checkpoint(content: dict[str, Any], path: Path) -> None:
     """Replaces the file atomically. The old one stays until the new one is safely on disk."""
-    with writing(path), atomic_path(path) as temporary, temporary.open("wb") as file:
+    with atomic_path(path) as temporary, temporary.open("wb") as file:  # an open file tells why it cannot be written; a path does not
         torch.save(content, file)
 
 

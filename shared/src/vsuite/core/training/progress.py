@@ -8,8 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from vsuite.core.errors import InputError
-from vsuite.core.files import write_text
+from vsuite.core.files import write_text, writing
 
 
 def read_records(path: str | Path) -> list[dict[str, Any]]:
@@ -37,11 +36,8 @@ def truncate_records(path: Path, step: int) -> None:
 
 def append_record(path: Path, record: dict[str, Any]) -> None:
     """Adds one line. Numbers that are not finite become null, since JSON has no name for them."""
-    try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(_finite(record)) + "\n")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
+    with writing(path), path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(_finite(record)) + "\n")
 
 
 def _finite(value: Any) -> Any:

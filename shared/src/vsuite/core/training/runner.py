@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from vsuite.core.devices import pick_device
 from vsuite.core.errors import InputError
+from vsuite.core.files import remove_leftovers, writing
 from vsuite.core.training import checkpoint, processes, progress
 from vsuite.core.training.data import StreamSampler, make_loader, to_device
 from vsuite.core.training.optimiser import AveragedModel, make_optimiser
@@ -238,7 +239,7 @@ class TrainingRunner(Runner):
         self.average = AveragedModel(self.network, decay) if decay else None
         if self.settings.compile:
             self.network.compile()
-        set_random_seed(self.settings.seed + self.rank)  # from here on, processes drop different units
+        set_random_seed((self.settings.seed + self.rank) % 2**32)  # from here on, processes drop different units
         return TaskModel(self.task, self.network)
 
     def wrap_model(self, model_wrapper_cfg: Any, model: nn.Module) -> nn.Module:
@@ -258,8 +259,16 @@ class TrainingRunner(Runner):
         path = self.folder / "checkpoints" / "last.pth"
         content = processes.first_alone(lambda: checkpoint.read_checkpoint(path) if path.exists() else None)
         if content is not None:
-            self._restore(content, path)
+            self.call_hook("after_load_checkpoint", checkpoint=content)
+            try:
+                self._restore(content, path)
+            except (KeyError, TypeError, ValueError, RuntimeError) as error:
+                if isinstance(error, InputError):
+                    raise
+                raise InputError(f"{path}: is no checkpoint of this run: {' '.join(str(error).split())}") from error
         if self.rank == 0:
+            for folder in (self.folder, path.parent):
+                remove_leftovers(folder)
             progress.truncate_records(self.folder / "metrics.jsonl", self.step)
         self.progress.begin(self.step)
         self.began = time.perf_counter() - self.seconds
@@ -354,11 +363,9 @@ class TrainingRunner(Runner):
             progress.append_record(self.folder / "metrics.jsonl", {"step": self.step, "validation": metrics})
             self.progress.validated(self.step, metrics, improved)
         if improved:
-            path = self.folder / "checkpoints" / "best.safetensors"
-            with checkpoint.writing(path):
-                save_weights(model, path, metadata=self.task.metadata())
+            save_weights(model, self.folder / "checkpoints" / "best.safetensors", metadata=self.task.metadata())
         pictures = self.folder / "pictures"
-        with checkpoint.writing(pictures):
+        with writing(pictures):
             pictures.mkdir(exist_ok=True)
         self.task.pictures(model, self.device, pictures)
         write_report(self.folder)
@@ -390,7 +397,6 @@ class TrainingRunner(Runner):
         checkpoint.write_checkpoint(content, self.folder / "checkpoints" / "last.pth")
 
     def _restore(self, content: dict[str, Any], path: Path) -> None:
-        self.call_hook("after_load_checkpoint", checkpoint=content)
         sampler, ranks = content["sampler"], content["ranks"]
         if sampler["num_samples"] != self.num_samples:
             raise InputError(f"{path}: was trained on {sampler['num_samples']} samples, and there are {self.num_samples} now")

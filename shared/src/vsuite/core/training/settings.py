@@ -46,7 +46,7 @@ class TrainingSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_default=True)
 
     steps: int | None = Field(None, ge=1)
-    epochs: float | None = Field(None, gt=0)
+    epochs: float | None = Field(None, gt=0, allow_inf_nan=False)
     batch_size: int = Field(4, ge=1)
     accumulate: int = Field(1, ge=1)
     learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False)

@@ -10,15 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from vsuite.core.errors import InputError
 from vsuite.medical.data import geometry
-from vsuite.medical.data.labels import ids_of
+from vsuite.medical.data.labels import check_ids, first_items, ids_in, labels_by_name
 from vsuite.medical.data.nifti import ENDINGS, Volume, is_nifti, read_grid, read_image, read_label
 
 FOLDERS = (("images", "labels"), ("imagesTr", "labelsTr"))
-BACKGROUND_NAMES = {"background", "bg", "unlabeled", "unlabelled", "clear label", "none"}
 
 
 @dataclass(frozen=True)
@@ -64,13 +61,6 @@ class _Findings:
         """Adds "`what`: first items" if there are any items."""
         if shown := first_items(items):
             self.problems.append(f"{what}: {shown}")
-
-
-def first_items(items: Iterable[object], count: int = 3) -> str:
-    """The first few items and how many more there are, such as "a, b, c and 12 more"."""
-    names = [str(item) for item in items]
-    more = f" and {len(names) - count} more" if len(names) > count else ""
-    return ", ".join(names[:count]) + more
 
 
 def read_dataset(path: str | Path) -> DatasetDescription:
@@ -133,18 +123,8 @@ def check_case(case: Case, description: DatasetDescription) -> tuple[Volume, Vol
     label = read_label(case.label)
     if gap := geometry.difference(image.array.shape[1:], image.affine, label.array.shape[1:], label.affine):
         raise InputError(f"{case.label}: not on the grid of its image {case.images[0].name} (image against label): {gap}")
-    found = _ids_in(label.array)
-    allowed = ids_of(description.labels)
-    if strange := sorted(found - allowed):
-        raise InputError(f"{case.label}: label ids {first_items(strange, 8)} are not in the label map, which has {sorted(allowed)}")
+    check_ids(label.array, description.labels, case.label)
     return image, label
-
-
-def _ids_in(label: np.ndarray) -> set[int]:
-    """The ids in a label map; counting is ten times as quick as sorting."""
-    if label.dtype.itemsize > 2:
-        return {int(i) for i in np.unique(label)}
-    return {int(i) for i in np.flatnonzero(np.bincount(label.reshape(-1)))}
 
 
 # --- the layouts ---
@@ -155,7 +135,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: not a readable JSON file: {error}") from error
+        raise InputError(f"{path}: cannot be read, not a readable JSON file: {error}") from error
 
 
 def _reader(content: Any, path: Path) -> Callable[[Path, dict[str, Any], _Findings], DatasetDescription]:
@@ -176,7 +156,10 @@ def _read_decathlon(root: Path, content: dict[str, Any], findings: _Findings) ->
         if not isinstance(given, dict) or not given.get("image"):
             findings.problems.append(f"dataset.json: an entry without an image: {entry!r}")
             return None
-        images = [given["image"]] if isinstance(given["image"], str) else list(given["image"])
+        images = [given["image"]] if isinstance(given["image"], str) else given["image"]
+        if not isinstance(images, list) or not all(isinstance(file, str) for file in [*images, given.get("label") or ""]):
+            findings.problems.append(f"dataset.json: an entry whose files are not named by text: {entry!r}")
+            return None
         label = root / given["label"] if given.get("label") else None
         named_by = label or root / images[0]
         return Case(_stem(named_by), tuple(root / image for image in images), label)
@@ -228,7 +211,7 @@ def _read_folders(root: Path, findings: _Findings) -> DatasetDescription:
         findings.problem("images without a label", [c.name for c in training if c.label is None])
         findings.problem("labels without an image", sorted(labels.keys() - {c.name for c in training}))
         channels = _unnamed_channels(training[0]) if training else ["image"]
-    found = {i for p in labels.values() for i in _ids_in(read_label(p).array)} - {0} if not findings.problems else set()
+    found = {i for p in labels.values() for i in ids_in(read_label(p).array)} - {0} if not findings.problems else set()
     names: dict[str, int | list[int]] = {"background": 0, **{f"label {i}": i for i in sorted(found)}}
     findings.notes.append("no dataset.json: label ids were read from the files, names are made up")
     return DatasetDescription(root.resolve().name, root, "folders", channels, names, training)
@@ -288,32 +271,11 @@ def _unnamed_channels(case: Case) -> list[str]:
 
 
 def _labels_by_name(given: dict[Any, Any], findings: _Findings) -> dict[str, int | list[int]]:
-    """Labels as name -> id, from that or from Decathlon's id -> name; the background first and called "background"."""
-    labels: dict[str, int | list[int]] = {}
-    for key, value in given.items():
-        by_id = str(key).isdigit() and isinstance(value, str)
-        name, ids = (value, int(key)) if by_id else (str(key), value)
-        if isinstance(ids, str) and ids.isdigit():
-            ids = int(ids)
-        values = ids if isinstance(ids, list) else [ids]
-        if not values or not all(isinstance(i, int) and i >= 0 for i in values):
-            findings.problems.append(f"label {name!r} has the id {ids!r}; ids are whole numbers from 0 up, or lists of them")
-            continue
-        if ids == 0:
-            if name.strip().lower() not in BACKGROUND_NAMES:
-                findings.problems.append(f"label id 0 is named {name!r}; 0 is the background, so give {name!r} another id")
-            name = "background"
-        if name in labels:
-            findings.problems.append(f"two labels are named {name!r}")
-        labels[name] = ids
-    if "background" not in labels:
-        labels = {"background": 0, **labels}
-    plain = [ids for name, ids in labels.items() if isinstance(ids, int) and name != "ignore"]
-    findings.problem("ids with two names", sorted(i for i, n in Counter(plain).items() if n > 1))
-    if len(plain) == len(labels) - ("ignore" in labels) and sorted(plain) != list(range(len(plain))):
-        findings.notes.append(
-            f"label ids are not consecutive ({sorted(plain)}); they are mapped, and predictions carry the ids of the files"
-        )
+    labels, problems = labels_by_name(given)
+    findings.problems += problems
+    plain = sorted(ids for name, ids in labels.items() if isinstance(ids, int) and name != "ignore")
+    if len(plain) == len(labels) - ("ignore" in labels) and plain != list(range(len(plain))):
+        findings.notes.append(f"label ids are not consecutive ({plain}); they are mapped, and predictions carry the ids of the files")
     return labels
 
 

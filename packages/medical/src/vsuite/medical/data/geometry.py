@@ -162,6 +162,7 @@ def _interpolate(array: Array, axis: int, positions: FloatArray) -> Array:
     lower = np.floor(positions).astype(int)
     upper = np.minimum(lower + 1, array.shape[axis] - 1)
     share = (positions - lower).astype(array.dtype).reshape([-1 if a == axis else 1 for a in range(array.ndim)])
+    array = np.ascontiguousarray(array)  # else each `take` makes this copy for itself
     result = np.take(array, lower, axis=axis)
     step = np.take(array, upper, axis=axis)
     step -= result

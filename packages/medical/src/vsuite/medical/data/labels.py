@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from vsuite.core.errors import InputError
 from vsuite.medical.data.geometry import label_to_regions
 from vsuite.medical.plan import Plan
 
@@ -13,6 +17,63 @@ Labels = Mapping[str, int | Sequence[int]]
 
 IGNORE_INDEX = -100
 """The target of voxels that carry no label (the plan's id "ignore"); the value that torch's cross-entropy leaves out."""
+
+BACKGROUND_NAMES = {"background", "bg", "unlabeled", "unlabelled", "clear label", "none"}
+
+
+def first_items(items: Iterable[object], count: int = 3) -> str:
+    """The first few items and how many more there are, such as "a, b, c and 12 more"."""
+    names = [str(item) for item in items]
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + more
+
+
+def labels_by_name(given: Mapping[Any, Any]) -> tuple[dict[str, int | list[int]], list[str]]:
+    """Labels as name -> id or ids, from that or from Decathlon's id -> name; the background first and called "background".
+
+    Returns:
+        The labels, and what is wrong with those that were given.
+    """
+    labels: dict[str, int | list[int]] = {}
+    problems: list[str] = []
+    for key, value in given.items():
+        by_id = str(key).isdigit() and isinstance(value, str)
+        name, ids = (value, int(key)) if by_id else (str(key), value)
+        if isinstance(ids, str) and ids.isdigit():
+            ids = int(ids)
+        values = list(ids) if isinstance(ids, list | tuple) else [ids]
+        if not values or not all(isinstance(i, int) and i >= 0 for i in values):
+            problems.append(f"label {name!r} has the id {ids!r}; ids are whole numbers from 0 up, or lists of them for a region")
+            continue
+        if ids == 0:
+            if name.strip().lower() not in BACKGROUND_NAMES:
+                problems.append(f"label id 0 is named {name!r}; 0 is the background, so give {name!r} another id")
+            name = "background"
+        if name in labels:
+            problems.append(f"two labels are named {name!r}")
+        labels[name] = values if isinstance(ids, list | tuple) else values[0]
+    labels = {"background": 0, **labels}
+    plain = Counter(ids for name, ids in labels.items() if isinstance(ids, int) and name != "ignore")
+    if twice := sorted(i for i, n in plain.items() if n > 1):
+        problems.append(f"ids with two names: {first_items(twice)}")
+    return labels, problems
+
+
+def ids_in(label: np.ndarray) -> set[int]:
+    """The ids in a label map; counting is ten times as quick as sorting, plane by plane since it copies to 64 bits."""
+    if label.dtype.itemsize > 2:
+        return {int(i) for i in np.unique(label)}
+    found: set[int] = set()
+    for plane in np.moveaxis(label, -1, 0):
+        found.update(np.flatnonzero(np.bincount(plane.reshape(-1))).tolist())
+    return found
+
+
+def check_ids(label: np.ndarray, labels: Labels, path: Path) -> None:
+    """Raises `InputError`, naming the file, where a label map holds ids that the labels do not name."""
+    allowed = ids_of(labels)
+    if strange := sorted(ids_in(label) - allowed):
+        raise InputError(f"{path}: label ids {first_items(strange, 8)} are not in the label map, which has {sorted(allowed)}")
 
 
 def ids_of(labels: Labels) -> set[int]:

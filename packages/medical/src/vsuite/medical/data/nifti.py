@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,7 @@ from vsuite.medical.data.geometry import FloatArray, difference, shear_angle, sp
 
 ENDINGS = (".nii.gz", ".nii")
 MAX_SHEAR = 0.5  # degrees: rounding and slightly inconsistent scanners pass, a tilted gantry does not
+MAX_COMPRESSION = 1100  # gzip packs at most some 1030 bytes into one
 # What nibabel lets through when a file is cut short, foreign, or lies about its size.
 _READ_ERRORS = (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ValueError, MemoryError, OverflowError, KeyError, TypeError)
 
@@ -208,11 +210,21 @@ def _voxels(image: Any, path: Path, dtype: type[np.floating[Any]] | None) -> NDA
     shape = _shape(image, path)
     if image.get_data_dtype().kind not in "iufb":
         raise InputError(f"{path}: holds {image.get_data_dtype()} voxels; integers or real numbers are expected")
+    _check_length(image, path)
     try:
         array = np.asarray(image.dataobj, dtype=dtype)
     except _READ_ERRORS as error:
         raise InputError(f"{path}: its voxels cannot be read, the file is cut short or damaged: {_first_line(error)}") from error
     return array.reshape(shape, order="A")
+
+
+def _check_length(image: Any, path: Path) -> None:
+    """Refuses a header that claims more voxels than the file can hold, before memory is asked for."""
+    claimed = math.prod(image.shape) * image.get_data_dtype().itemsize
+    size = path.stat().st_size
+    if claimed > size * (MAX_COMPRESSION if path.suffix == ".gz" else 1):
+        shape = " x ".join(map(str, image.shape))
+        raise InputError(f"{path}: its voxels cannot be read, the file is cut short or damaged: {size} bytes cannot hold {shape} voxels")
 
 
 def _check_finite(array: NDArray[Any], path: Path) -> None:

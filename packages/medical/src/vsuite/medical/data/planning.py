@@ -21,9 +21,9 @@ from vsuite.core.errors import InputError
 from vsuite.core.files import write_text
 from vsuite.core.registry import model_info
 from vsuite.core.training.settings import check_settings, load_settings
-from vsuite.medical.data.datasets import Case, DatasetDescription, check_case, first_items
+from vsuite.medical.data.datasets import Case, DatasetDescription, check_case
 from vsuite.medical.data.geometry import orientation_of, ras_affine, ras_view, resampled_grid, spacing_of
-from vsuite.medical.data.labels import ids_of
+from vsuite.medical.data.labels import first_items, ids_of
 from vsuite.medical.data.nifti import Volume
 from vsuite.medical.plan import Normalisation, Plan
 
@@ -149,7 +149,7 @@ def fingerprint(description: DatasetDescription, cases: Sequence[Case] | None = 
                 continue
         odd += [str(w.message) for w in caught]
         facts.append(_facts(case, image))
-        samples.append(_foreground_values(image.array, label.array[0]))
+        samples.append(_foreground_values(image.array, label.array[0], description.labels.get("ignore")))
         fractions.append(_fractions(label.array[0], description.labels))
     if problems:
         count = f"{len(problems)} of {len(cases)} cases cannot be used: " if len(cases) > 1 else ""
@@ -184,9 +184,9 @@ def _facts(case: Case, image: Volume) -> CaseFacts:
     return CaseFacts(name=case.name, shape=(x, y, z), spacing=_triple(spacing_of(affine)), orientation=orientation_of(image.affine))
 
 
-def _foreground_values(image: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """C, N: values at an even sample of the foreground voxels."""
-    flat = np.flatnonzero(label)
+def _foreground_values(image: np.ndarray, label: np.ndarray, ignore: object) -> np.ndarray:
+    """C, N: values at an even sample of the foreground voxels; those of the id `ignore` are none."""
+    flat = np.flatnonzero(label if ignore is None else (label != 0) & (label != ignore))
     if len(flat) > SAMPLES_A_CASE:
         flat = flat[np.linspace(0, len(flat) - 1, SAMPLES_A_CASE).astype(np.int64)]
     voxels = np.unravel_index(flat, label.shape)
@@ -288,7 +288,8 @@ def _by_name(channel: str, facts: Intensities) -> Normalisation:
 def _mirror_axes(labels: Mapping[str, object], settings: PlanSettings) -> tuple[int, ...]:
     if settings.mirror_axes is not None:
         return settings.mirror_axes
-    words = {word for name in labels for word in re.split(r"[^a-z]+", name.casefold())}
+    spaced = (re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name) for name in labels)  # LeftKidney is left as well
+    words = {word for name in spaced for word in re.split(r"[^a-z]+", name.casefold())}
     return tuple(i for i, axis in enumerate(settings.axes) if not words & SIDES[axis])
 
 
@@ -343,7 +344,7 @@ _COMMENTS = {
     "spacing": "The network's grid. Voxel sides in mm along x, y, z (right, anterior, superior); null keeps each file's own.",
     "patch_size": "Voxels of a training patch and of a prediction window, in the order of `axes`.",
     "axes": "Order in which x, y, z (0, 1, 2) enter the network.",
-    "crop": "Fixed start and stop an axis (x, y, z), in training only.",
+    "crop": "Fixed start and stop an axis (x, y, z), in training and validation; prediction takes the whole volume.",
     "mirror_axes": "Axes of the network's input that may be mirrored; never one that tells left from right where labels do.",
     "model": "The network.",
 }

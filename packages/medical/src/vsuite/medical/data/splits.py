@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from vsuite.core.errors import InputError, unknown
-from vsuite.medical.data.datasets import DatasetDescription, first_items, read_json
+from vsuite.medical.data.datasets import DatasetDescription, read_json
+from vsuite.medical.data.labels import first_items
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,10 @@ class CaseStore:
             if not paths[-1].exists():  # written last: it stands for all of them
                 for path, array in zip(paths, _prepare(case, self.plan), strict=True):
                     with atomic_path(path) as temporary, temporary.open("wb") as file:
-                        np.save(file, array, allow_pickle=False)
+                        array = np.ascontiguousarray(array)
+                        # written here, because numpy's own saving hides why a write failed
+                        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+                        file.write(array)
             image, target = (np.load(path, mmap_mode="r", allow_pickle=False) for path in paths[:2])
             locations, facts = (np.load(path, allow_pickle=False) for path in paths[2:])
             parts = [locations[locations[:, 0] == k, 1:] for k in range(len(self.plan.foreground))]
@@ -214,8 +217,8 @@ class ValidationCase:
 
     Attributes:
         name: of the case.
-        image: as read.
-        prepared: what the network sees, and the way back.
+        image: as read; with a crop, as the network sees it.
+        prepared: what the network sees, and the way back to the label's grid.
         label: ids as in the file, 1, X, Y, Z.
     """
 
@@ -227,6 +230,8 @@ class ValidationCase:
 
 class ValidationData:
     """Whole cases, prepared for prediction, with their labels in the file's own grid.
+
+    Where the plan has a crop, a case is that box alone, in the network's grid: so the published figures are made.
 
     Args:
         memory: bytes up to which cases are kept after their first use; the others are read and prepared each time.
@@ -251,11 +256,28 @@ class ValidationData:
         assert case.label is not None
         image = read_image(case.images, channels=len(self.plan.channels))
         item = ValidationCase(case.name, image, preprocess(image, self.plan), read_label(case.label))
+        if self.plan.crop is not None:
+            item = _cropped(item, self.plan)
         size = image.array.nbytes + item.prepared.tensor.nbytes + item.label.array.nbytes
         if size <= self._free:
             self._free -= size
             self._kept[index] = item
         return item
+
+
+def _cropped(case: ValidationCase, plan: Plan) -> ValidationCase:
+    """The plan's crop of a case; the box in the network's grid takes the place of the file's own grid."""
+    assert plan.crop is not None
+    window, back = _crop_window(plan, case.prepared.tensor.shape[1:]), np.argsort(plan.axes)
+    tensor = case.prepared.tensor[(slice(None), *window)].contiguous()
+    image = tensor.numpy().transpose(0, *(back + 1))
+    label = preprocess_label(case.label, plan)[window].transpose(back)
+    affine = case.prepared.affine.copy()
+    affine[:3, 3] += affine[:3, :3] @ [start for start, _ in plan.crop]
+    x, y, z = label.shape
+    return ValidationCase(
+        case.name, Volume(image, affine), Prepared(tensor, affine, plan.axes, (x, y, z), affine), Volume(label[None], affine)
+    )
 
 
 def ignore_index(plan: Plan) -> int | None:

@@ -168,7 +168,8 @@ def take_patch(
 ) -> tuple[Tensor, Tensor]:
     """Takes one patch from an image and its target; only the voxels that it needs are read, so memory-mapped arrays are fine.
 
-    Beyond the volume both are 0: the mean of a normalised image, and background.
+    Beyond the volume both are 0, as in prediction: the mean of a z-scored image, of the foreground under "ct", the minimum
+    under the other rules; and background.
 
     Args:
         image, target: C, D, H, W and K, D, H, W.

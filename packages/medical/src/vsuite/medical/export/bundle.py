@@ -9,8 +9,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from string import Template
 from typing import Any, Literal
@@ -18,8 +18,10 @@ from typing import Any, Literal
 from torch import nn
 
 from vsuite.core import InputError, save_weights
+from vsuite.core.weights import read_metadata
 from vsuite.medical.export.contract import Contract, contract_of, write_contract
-from vsuite.medical.export.source import Source, model_and_plan
+from vsuite.medical.export.source import model_and_plan
+from vsuite.medical.inference.predictor import Source, find_weights
 from vsuite.medical.plan import Plan
 
 SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
@@ -73,7 +75,7 @@ def export_bundle(
     Args:
         weights: see `model_and_plan`.
         out_dir: the bundle's root, named after the model.
-        facts: for its metadata and papers.
+        facts: for its metadata and papers; None takes those that lie in the weights file (see `facts_of`).
         overlap, blend: of the sliding window.
         overwrite: replace a bundle that is there.
 
@@ -85,7 +87,8 @@ def export_bundle(
             configuration would take for code.
     """
     out = Path(out_dir).absolute()
-    facts = facts or BundleFacts()
+    if facts is None:
+        facts = BundleFacts() if isinstance(weights, tuple) else facts_of(read_metadata(find_weights(weights)))
     if not re.fullmatch(r"\d+\.\d+\.\d+([-+][0-9A-Za-z.+-]+)?", facts.version):
         raise InputError(f"version must be semantic, such as 1.0.0; got {facts.version!r}")
     model, plan = model_and_plan(weights)
@@ -106,6 +109,23 @@ def export_bundle(
         write_contract(contract, root / "docs" / "contract.json")
         save_weights(model, root / "models" / "model.pt")
     return out
+
+
+def facts_of(metadata: Mapping[str, Any]) -> BundleFacts:
+    """The facts in a weights file's metadata (see `read_metadata`), under "facts"; what it does not say stays as it is.
+
+    Raises:
+        InputError: for a fact that is not text, or references that are not a list of texts.
+    """
+    given = metadata.get("facts") or {}
+    if not isinstance(given, Mapping):
+        raise InputError(f"the weights' facts are a {type(given).__name__}; names and texts are expected")
+    known = {field.name: given[field.name] for field in fields(BundleFacts) if field.name in given}
+    for name, value in known.items():
+        texts = value if name == "references" and isinstance(value, list) else [value]
+        if not all(isinstance(text, str) for text in texts) or (name == "references") != isinstance(value, list):
+            raise InputError(f"the weights' fact {name!r} must be {'a list of texts' if name == 'references' else 'text'}; got {value!r}")
+    return BundleFacts(**known)
 
 
 @contextlib.contextmanager

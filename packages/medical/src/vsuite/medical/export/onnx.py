@@ -5,6 +5,7 @@ ONNX and TorchScript files are compared with the network before they appear unde
 
 from __future__ import annotations
 
+import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +20,8 @@ from torch import Tensor, nn
 from vsuite.core import InputError, optimize_for_inference, save_weights
 from vsuite.core.files import atomic_path
 from vsuite.medical.export.contract import Contract, contract_of, write_contract
-from vsuite.medical.export.source import Source, model_and_plan
+from vsuite.medical.export.source import model_and_plan
+from vsuite.medical.inference.predictor import Source
 
 TOLERANCE = 1e-4
 """Largest difference allowed between the file and the network, as a share of the largest logit."""
@@ -126,8 +128,10 @@ def export_torchscript(
     model, contract = _prepare(weights, window, overlap, blend)
     with _quiet(), torch.no_grad():
         traced = torch.jit.trace(optimize_for_inference(model), _random(2, contract), check_trace=False)
+    buffer = io.BytesIO()
+    torch.jit.save(traced, buffer, _extra_files={"contract.json": contract.model_dump_json().encode()})
     with atomic_path(path) as temporary:
-        torch.jit.save(traced, temporary, _extra_files={"contract.json": contract.model_dump_json().encode()})
+        temporary.write_bytes(buffer.getvalue())  # plain bytes, so that a full disk shows as an OSError
         loaded = torch.jit.load(temporary)
         difference, largest = _compare(model, loaded, [_random(count, contract) for count in (1, 2)], path)
     return Exported(path, _write_contract(contract, path), difference, largest)

@@ -13,7 +13,8 @@ from typing import Any
 
 from vsuite.core.errors import InputError
 from vsuite.core.files import write_text
-from vsuite.medical.data.datasets import Case, first_items
+from vsuite.medical.data.datasets import Case
+from vsuite.medical.data.labels import first_items
 from vsuite.medical.data.nifti import ENDINGS, is_nifti, read_grid
 from vsuite.medical.inference.predictor import Predictor
 from vsuite.medical.plan import Plan
@@ -142,7 +143,7 @@ def _predict_case(predictor: Predictor, case: Case, output: Path, save_probabili
             image = case.images[0] if len(case.images) == 1 else case.images
             prediction = predictor.predict(image, probabilities=probabilities, progress=bars.windows)
         prediction.save(output)
-    except (InputError, OSError, MemoryError, RuntimeError) as error:
+    except Exception as error:  # whatever is wrong with one case must not stop the others
         message = (str(error) or type(error).__name__).splitlines()[0]
         bars.print(f"{case.name}: failed: {message}")
         return {"status": "failed", "error": message}

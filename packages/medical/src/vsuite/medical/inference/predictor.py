@@ -17,10 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vsuite.core import list_models, load_published, model_info, optimize_for_inference
+from vsuite.core.devices import pick_device
 from vsuite.core.errors import InputError, unknown
 from vsuite.core.files import atomic_path
 from vsuite.core.weights import read_metadata
 from vsuite.medical.data.geometry import FloatArray, shear_angle, spacing_of
+from vsuite.medical.data.labels import ids_of
 from vsuite.medical.data.nifti import MAX_SHEAR, Volume, read_image, write_label
 from vsuite.medical.inference.postprocess import keep_largest_component, remove_small_components
 from vsuite.medical.inference.restore import Interpolation, restore_label
@@ -62,14 +64,15 @@ class Predictor:
     Args:
         source: a weights file that holds its plan (as `vsuite-medical train` saves it), the name of weights that an
             installed package ships, a pair (model, plan), or a list of these: their logits are averaged.
-        device: "cpu", "cuda", ...; None takes a GPU where there is one.
+        device: "cpu", "cuda" or "cuda:N"; "auto" or None takes a GPU where there is one.
         precision: "fp32", or "bf16" / "fp16" for autocast.
         overlap: of windows, 0 to below 1.
         blend: "gaussian" or "constant" weights of overlapping windows.
         mirror: average over all mirrorings along the plan's `mirror_axes` (slower by 2 to the power of their number).
         batch_size: windows a call of the network; None takes 1 on CPU, 4 elsewhere.
         interpolation: "linear" takes the decision on logits interpolated to the image's grid; "nearest" resamples labels.
-        largest_component: keep only the largest connected component of each of these ids.
+        largest_component: keep only the largest connected component of each of these, ids or names of labels; of a region,
+            the largest of all its ids together.
         smallest_component: drop connected components below this volume in mm^3.
         compile: compile the network (minutes on the first image).
 
@@ -88,7 +91,7 @@ class Predictor:
         mirror: bool = False,
         batch_size: int | None = None,
         interpolation: Interpolation = "linear",
-        largest_component: Sequence[int] = (),
+        largest_component: Sequence[int | str] = (),
         smallest_component: float = 0.0,
         compile: bool = False,
     ) -> None:
@@ -101,12 +104,12 @@ class Predictor:
                 raise unknown(name, str(value), allowed)
         if not 0 <= overlap < 1:
             raise InputError(f"overlap must be from 0 to below 1; got {overlap}")
-        self.device = _device(device)
+        self.device = pick_device(device)
         self.batch_size = batch_size if batch_size is not None else (1 if self.device.type == "cpu" else 4)
         if self.batch_size < 1:
             raise InputError(f"batch_size must be 1 or more; got {batch_size}")
         sources = _sources(source)
-        loaded = [_load(one) for one in sources]
+        loaded = [load_model_and_plan(one) for one in sources]
         if not loaded:
             raise InputError("at least one weights file is needed; got none")
         self.plan = _common_plan(sources, [plan for _, plan in loaded])
@@ -114,7 +117,8 @@ class Predictor:
         self.precision, self.overlap, self.blend, self.interpolation = precision, overlap, blend, interpolation
         axes = [axis + 2 for axis in self.plan.mirror_axes] if mirror else []
         self.mirrors = [flips for count in range(len(axes) + 1) for flips in itertools.combinations(axes, count)]
-        self.largest_component, self.smallest_component = tuple(largest_component), smallest_component
+        self.largest_component = [_ids_of(one, self.plan) for one in largest_component]
+        self.smallest_component = smallest_component
 
     def predict(
         self,
@@ -137,6 +141,14 @@ class Predictor:
             InputError: for files or arrays that cannot be used (which, and why).
         """
         prepared, header = self._prepare(image, affine)
+        label = self.predict_prepared(prepared, probabilities=probabilities, progress=progress)
+        written = None if probabilities is None else np.load(probabilities, mmap_mode="r", allow_pickle=False)
+        return Prediction(label, prepared.file_affine, header, written)
+
+    def predict_prepared(
+        self, prepared: Prepared, *, probabilities: str | Path | None = None, progress: Progress | None = None
+    ) -> NDArray[Any]:
+        """The label map X, Y, Z in the image's own grid of what `preprocess` made of it; see `predict`."""
         axis = thinnest_slab(prepared.tensor.shape[1:], self.plan.patch_size)
         slabs = stream_slabs(
             prepared.tensor,
@@ -156,8 +168,7 @@ class Predictor:
             label = keep_largest_component(label, self.largest_component)
         if self.smallest_component > 0:
             label = remove_small_components(label, self.smallest_component, spacing_of(prepared.file_affine).tolist())
-        written = None if probabilities is None else np.load(probabilities, mmap_mode="r", allow_pickle=False)
-        return Prediction(label, prepared.file_affine, header, written)
+        return label
 
     def logits(self, windows: Tensor) -> Tensor:
         """Mean logits of all models and mirrorings: B, C, D, H, W -> B, K, D, H, W, float32."""
@@ -170,8 +181,9 @@ class Predictor:
                 output = crop_to(output, windows.shape[2:]).float()  # before flipping back: the surplus lies at the end
                 output = output.flip(flips) if flips else output
                 total = output if total is None else total + output
-        assert total is not None
-        return total / (len(self.models) * len(self.mirrors))
+            assert total is not None
+            count = len(self.models) * len(self.mirrors)
+            return total if count == 1 else total.div_(count)
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self.precision == "fp32":
@@ -206,13 +218,13 @@ def _volume_of_array(array: NDArray[Any], affine: FloatArray | None) -> Volume:
     return Volume(array if array.ndim == 4 else array[None], affine)
 
 
-def _device(device: str | torch.device | None) -> torch.device:
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from error
+def _ids_of(structure: int | str, plan: Plan) -> int | list[int]:
+    """The ids of a label, given by its name or as an id that label maps may hold."""
+    if structure in plan.foreground:
+        return plan.foreground[str(structure)]
+    if str(structure).isdigit() and int(structure) in {*ids_of(plan.labels), *(plan.regions_class_order or [])} - {0}:
+        return int(structure)
+    raise unknown("label", str(structure), plan.foreground)
 
 
 def _sources(source: Source | Sequence[Source]) -> list[Source]:
@@ -221,13 +233,18 @@ def _sources(source: Source | Sequence[Source]) -> list[Source]:
     return list(source)  # type: ignore[arg-type]
 
 
-def _load(source: Source) -> tuple[nn.Module, Plan]:
+def load_model_and_plan(source: Source) -> tuple[nn.Module, Plan]:
+    """The network and its plan, from a weights file, the name of shipped weights, or a pair of both, which is given back.
+
+    Raises:
+        InputError: for files that are no weights or hold no plan.
+    """
     if isinstance(source, tuple):
         return source
     path = find_weights(source)
     note = read_metadata(path).get("plan")
     if note is None:
-        raise InputError(f"{path}: holds no plan (channels, spacing, labels); prediction needs weights that vsuite-medical saved")
+        raise InputError(f"{path}: holds no plan (channels, spacing, labels); weights that vsuite-medical saved do")
     try:
         plan = Plan.model_validate(note)
     except pydantic.ValidationError as error:
@@ -237,7 +254,7 @@ def _load(source: Source) -> tuple[nn.Module, Plan]:
 
 def find_weights(source: str | Path) -> Path:
     """The file at a path, else the weights of this name that an installed package ships."""
-    if Path(source).exists():
+    if Path(source).is_file():
         return Path(source)
     shipped = {name: path for model in list_models(with_weights=True) for name, path in model_info(model).weights.items()}
     if str(source) in shipped:

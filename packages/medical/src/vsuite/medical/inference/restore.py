@@ -69,7 +69,8 @@ def restore_label(
         X, Y, Z ids as the plan's labels name them, in the smallest unsigned type.
     """
     decide = _decide_regions if plan.has_regions else _decide_classes
-    label = np.zeros(prepared.file_shape, decide(torch.zeros(plan.num_outputs, 1, 1), plan).dtype)
+    kind = decide(torch.zeros(plan.num_outputs, 1, 1), plan).dtype
+    label = np.zeros(prepared.file_shape, kind, order="F")  # as NIfTI files lie: writing one of another order takes ten times as long
     # Views whose first axis runs along `axis` of the network: writing a plane to them fills the file's grid.
     label_planes = _network_view(label, prepared, axis)
     probability_planes = None if probabilities is None else _network_view(probabilities, prepared, axis)

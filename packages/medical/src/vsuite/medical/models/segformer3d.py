@@ -176,21 +176,21 @@ class Decoder(nn.Module):
 
     def forward(self, *maps: Tensor) -> Tensor:
         """maps: B, C_i, D_i, H_i, W_i, finest first -> logits B, K, D, H, W."""
-        conv, norm, _ = self.linear_fuse
-        dim = conv.out_channels
+        conv, norm = self.linear_fuse[0], self.linear_fuse[1]
+        assert isinstance(conv, nn.Conv3d)
+        dim, grid = conv.out_channels, tuple(maps[0].shape[2:])
         weights = conv.weight.reshape(dim, -1).split(dim, dim=1)[::-1]  # one slice a stage; published order is coarsest first
-        grid = tuple(maps[0].shape[2:])
-        fused = F.linear(self.linear_c1(map_to_tokens(maps[0])), weights[0], conv.bias).unflatten(1, grid)  # B, D, H, W, C
-        for i, (x, weight) in enumerate(zip(maps[1:], weights[1:], strict=True), 2):
-            projected = F.linear(getattr(self, f"linear_c{i}")(map_to_tokens(x)), weight)
-            fused = resize_linear(projected.unflatten(1, tuple(x.shape[2:])), grid, add_to=fused)
+        tokens = [getattr(self, f"linear_c{i}")(map_to_tokens(x)) for i, x in enumerate(maps, 1)]
+        fused = F.linear(tokens[0], weights[0], conv.bias).unflatten(1, grid)  # B, D, H, W, C; a bias exists once folded
+        for x, projected, weight in zip(maps[1:], tokens[1:], weights[1:], strict=True):
+            fused = resize_linear(F.linear(projected, weight).unflatten(1, tuple(x.shape[2:])), grid, add_to=fused)
         fused = F.relu(norm(fused.movedim(-1, 1)), inplace=True).movedim(1, -1)
         logits = F.linear(self.dropout(fused), self.linear_pred.weight.flatten(1), self.linear_pred.bias)
         return resize_linear(logits, [self.upsampling * side for side in grid]).movedim(-1, 1)
 
     def fold(self) -> None:
         conv, norm, activation = self.linear_fuse
-        if isinstance(norm, nn.BatchNorm3d):
+        if isinstance(conv, nn.Conv3d) and isinstance(norm, nn.BatchNorm3d):
             fold_batch_norm(conv, norm)
             self.linear_fuse = nn.Sequential(conv, nn.Identity(), activation)
 

@@ -50,5 +50,5 @@ def build(**options: Any) -> nn.Module:
     plain = {EfficientSelfAttention: _attention, DepthwiseConvolution: _depthwise, Decoder: _decode}
     for module in model.modules():
         if type(module) in plain:
-            module.forward = plain[type(module)].__get__(module)  # type: ignore[assignment]
+            module.forward = plain[type(module)].__get__(module)
     return model

@@ -1,0 +1,107 @@
+"""Disks that are full or cannot be written to: one line that names the file, and nothing half written."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def full_disk():
+    """No file may grow beyond the given bytes, as on a disk that is full."""
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, most))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+
+
+@pytest.fixture(params=["below a file", "system folder"])
+def read_only(request, tmp_path) -> Path:
+    """A folder that nobody can make, not even root, whom permissions do not bind."""
+    (tmp_path / "file").write_text("not a folder")
+    return tmp_path / "file" / "out" if request.param == "below a file" else Path("/proc/vsuite-out")
+
+
+def test_predicting_to_a_full_disk(predict, save, full_disk, leavings, tmp_path):
+    import numpy as np
+
+    path = save(tmp_path / "in" / "x.nii.gz", np.random.default_rng(0).normal(size=(40, 40, 40)).astype(np.float32))
+    predict(path, "--probabilities", out=tmp_path / "fits")
+    full_disk(1000)
+    for arguments in ((), ("--probabilities",)):
+        predict(path, *arguments, "--overwrite").refused("x", "cannot be written: File too large")
+        assert leavings(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize("size", [500, 8_000])
+def test_training_to_a_full_disk(size, train, full_disk, tmp_path):
+    full_disk(size)
+    train().refused("cannot be written: File too large")
+    assert not list((tmp_path / "run").rglob(".*")), "no temporary files"
+
+
+def test_a_checkpoint_that_does_not_fit(train, full_disk, tmp_path):
+    """Prepared cases fit, the checkpoint does not: what is there stays whole, and the run can be resumed."""
+    whole = tmp_path / "whole"
+    assert train(out=whole).code == 0
+    largest_before = max(p.stat().st_size for p in (whole / "prepared").iterdir())
+    checkpoint = (whole / "checkpoints" / "last.pth").stat().st_size
+    assert largest_before < checkpoint
+    full_disk(checkpoint - 1)
+    train().refused("cannot be written: File too large")
+    assert not list((tmp_path / "run").rglob(".*")), "no temporary files"
+    assert not (tmp_path / "run" / "checkpoints" / "last.pth").exists()
+    full_disk(resource.getrlimit(resource.RLIMIT_FSIZE)[1])
+    assert train("--resume").code == 0
+
+
+@pytest.mark.parametrize("form", ["bundle", "published", "torchscript"])
+def test_exporting_to_a_full_disk(form, invoke, weights, full_disk, tmp_path):
+    names = {"bundle": "bundle", "published": "x.pth", "torchscript": "x.ts"}
+    full_disk(10_000)
+    invoke("export", "--weights", weights, "--format", form, "--out", tmp_path / names[form]).refused("cannot be written")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_evaluating_to_a_full_disk(invoke, dataset, full_disk, tmp_path):
+    full_disk(100)
+    labels = dataset / "labelsTr"
+    invoke("evaluate", labels, "--data", labels, "--out", tmp_path / "result", "--no-pictures").refused("cannot be written: File too large")
+    assert not [p for p in (tmp_path / "result").rglob("*") if p.is_file()]
+
+
+def test_a_folder_that_cannot_be_made(predict, train, invoke, save, weights, dataset, read_only, tmp_path):
+    image, labels = save(tmp_path / "in" / "x.nii.gz"), dataset / "labelsTr"
+    predict(image, out=read_only).refused(str(read_only), "cannot be written")
+    train(out=read_only).refused(str(read_only), "cannot be written")
+    invoke("evaluate", labels, "--data", labels, "--out", read_only).refused(str(read_only), "cannot be written")
+    invoke("export", "--weights", weights, "--out", read_only).refused(str(read_only), "cannot be written")
+    invoke("export", "--weights", weights, "--format", "published", "--out", read_only / "x.pth").refused(
+        str(read_only), "cannot be written"
+    )
+    invoke("demo", "--out", read_only).refused(str(read_only), "cannot be written")
+
+
+def test_a_file_where_a_folder_goes(predict, train, save, tmp_path):
+    (tmp_path / "taken").write_text("mine")
+    image = save(tmp_path / "in" / "x.nii.gz")
+    predict(image, out=tmp_path / "taken").refused("taken")
+    train(out=tmp_path / "taken").refused("taken")
+    assert (tmp_path / "taken").read_text() == "mine"
+
+
+def test_a_process_of_its_own_says_the_same(save, weights, tmp_path):
+    """The console script itself: exit code 2, one line on stderr."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "x.nii.gz").write_bytes(b"nothing of the kind")
+    script = Path(sys.executable).with_name("vsuite-medical")
+    command = [str(script), "predict", "--weights", str(weights), str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert finished.returncode == 2
+    lines = finished.stderr.splitlines()
+    assert [line for line in lines if line.startswith("error: ")] == lines[-1:]
+    assert "x.nii.gz: is no readable NIfTI file" in lines[-1]
+    assert "Traceback" not in finished.stderr + finished.stdout
