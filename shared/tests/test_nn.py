@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from vsuite.core.nn import attend, fold_batch_norm, initialise_transformer, map_to_tokens, resize_linear, tokens_to_map
+from vsuite.core.nn import attend, depthwise_conv3d, fold_batch_norm, initialise_transformer, map_to_tokens, resize_linear, tokens_to_map
 
 
 def seeded(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -98,6 +98,19 @@ def test_fold_batch_norm(layer: nn.Module, norm: nn.Module, shape: tuple[int, ..
     want = norm.eval()(layer(x))
     fold_batch_norm(layer, norm)
     torch.testing.assert_close(layer(x), want)
+
+
+@given(st.lists(st.integers(1, 5), min_size=3, max_size=3), st.integers(1, 3), st.integers(1, 4), st.sampled_from([1, 3, 5]))
+@settings(deadline=None, max_examples=25)
+def test_depthwise_convolution_and_its_gradients(sides: list[int], batch: int, channels: int, kernel: int) -> None:
+    tensors = [seeded(batch, channels, *sides, seed=1), seeded(channels, 1, kernel, kernel, kernel, seed=2), seeded(channels, seed=3)]
+    ours, plain = ([t.clone().requires_grad_() for t in tensors] for _ in range(2))
+    got = depthwise_conv3d(*ours)
+    wanted = F.conv3d(*plain, padding=kernel // 2, groups=channels)
+    torch.testing.assert_close(got, wanted)
+    upstream = seeded(*wanted.shape, seed=4)
+    for a, b in zip(torch.autograd.grad(got, ours, upstream), torch.autograd.grad(wanted, plain, upstream), strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_initialisation() -> None:

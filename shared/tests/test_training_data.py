@@ -89,7 +89,7 @@ def test_norms_biases_and_one_dimensional_parameters_do_not_decay() -> None:
         make_optimiser(nn.ReLU(), TrainingSettings(steps=1))
 
 
-def test_averaged_weights_start_warm_and_copy_buffers() -> None:
+def test_averaged_weights_and_statistics_start_warm() -> None:
     model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.BatchNorm1d(1, affine=False))
     weight = model[0].weight
     nn.init.zeros_(weight)
@@ -102,6 +102,8 @@ def test_averaged_weights_start_warm_and_copy_buffers() -> None:
         expected = decay * expected + (1 - decay) * (n + 1)
     assert average.model[0].weight.item() == pytest.approx(expected, rel=1e-6)
     model[1].running_mean.fill_(3.0)
+    model[1].num_batches_tracked.fill_(7)
     average.update(model)
-    assert average.model[1].running_mean.item() == 3.0
+    assert average.model[1].running_mean.item() == pytest.approx(1.5)  # from 0, decay 0.5
+    assert average.model[1].num_batches_tracked.item() == 7
     assert not any(p.requires_grad for p in average.model.parameters())

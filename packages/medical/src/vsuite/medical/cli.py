@@ -19,6 +19,10 @@ OptionalModel = Annotated[str | None, typer.Option("--model", help="Name of a mo
 OptionalPrecision = Annotated[Literal["fp32", "bf16", "fp16"] | None, typer.Option("--precision", help="In place of the recipe's.")]
 OptionalBatchSize = Annotated[int | None, typer.Option("--batch-size", min=1, help="In place of the recipe's.")]
 OptionalSeed = Annotated[int | None, typer.Option("--seed", min=0, help="In place of the recipe's.")]
+PlanOption = Annotated[
+    str | None,
+    typer.Option("--plan", help="For weights that hold none, such as the authors': a plan.yaml, or the recipe (brats2017)."),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue what is in the output folder.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is in the output.")]
 Overlap = Annotated[float, typer.Option("--overlap", help="Of neighbouring windows, 0 to below 1.")]
@@ -76,6 +80,7 @@ def predict(
     inputs: Annotated[list[Path], typer.Argument(metavar="IMAGES...", help="NIfTI files, or a folder of them.")],
     weights: options.Ensemble,
     out: options.Out = Path("predictions"),
+    plan: PlanOption = None,
     device: options.Device = "auto",
     precision: options.Precision = "fp32",
     batch_size: OptionalBatchSize = None,
@@ -84,7 +89,9 @@ def predict(
     mirror: Annotated[bool, typer.Option("--mirror", help="Average over mirrored images; slower, a little better.")] = False,
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Also write class probabilities (.npy, float16).")] = False,
     nearest: Annotated[bool, typer.Option("--nearest", help="Resample labels, not logits: faster, rougher edges.")] = False,
-    largest_component: Annotated[list[int], typer.Option("--largest-component", help="Keep the largest part of this id.")] = [],  # noqa: B006
+    largest_component: Annotated[
+        list[str], typer.Option("--largest-component", help="Keep the largest part of this label (name or id); may be repeated.")
+    ] = [],  # noqa: B006
     smallest_component: Annotated[float, typer.Option("--smallest-component", min=0, help="Drop parts below so many mm^3.")] = 0.0,
     resume: Resume = False,
     overwrite: Overwrite = False,
@@ -93,8 +100,9 @@ def predict(
     from vsuite.core.devices import pick_device
     from vsuite.medical.inference import Predictor, predict_files
 
+    sources = [_with_plan(one, plan) for one in weights]
     predictor = Predictor(
-        weights,
+        sources,
         device=pick_device(device),
         precision=precision,
         overlap=overlap,
@@ -119,7 +127,7 @@ def evaluate(
     data: Annotated[Path, typer.Option("--data", help="Folder of reference label maps, or one file.")],
     out: options.Out = Path("evaluation"),
     labels: Annotated[Path | None, typer.Option("--labels", help="Names of the ids: labels.json, dataset.json or weights.")] = None,
-    convention: Annotated[str, typer.Option("--convention", help="nnunet, monai, brats or paper:transunet.")] = "nnunet",
+    convention: Annotated[str, typer.Option("--convention", help="nnunet, monai, brats, paper:segformer3d or paper:transunet.")] = "nnunet",
     nsd_tolerance: Annotated[float, typer.Option("--nsd-tolerance", help="Of the normalised surface Dice, mm.")] = 1.0,
     images: Annotated[Path | None, typer.Option("--images", help="Folder of the images, for the pictures.")] = None,
     pictures: Annotated[bool, typer.Option("--pictures/--no-pictures", help="Draw every case, and write report.html.")] = True,
@@ -154,6 +162,7 @@ def export(
         Literal["bundle", "onnx", "torchscript", "published"],
         typer.Option("--format", help="bundle (MONAI), onnx, torchscript, or published (the authors' layout)."),
     ] = "bundle",
+    plan: PlanOption = None,
     overlap: Overlap = 0.5,
     blend: Blend = "gaussian",
     dynamic_size: Annotated[bool, typer.Option("--dynamic-size", help="ONNX: leave the size of the input free.")] = False,
@@ -161,9 +170,8 @@ def export(
 ) -> None:
     """Export as MONAI bundle, ONNX, TorchScript or the authors' layout, with a contract that says what goes in and comes out."""
     from vsuite.medical import export as exports
-    from vsuite.medical.inference.predictor import find_weights
 
-    source = find_weights(weights)
+    source = _with_plan(weights, plan)
     if form != "bundle" and out.exists() and not overwrite:
         raise InputError(f"{out}: exists; --overwrite replaces it")
     if form == "bundle":
@@ -183,6 +191,14 @@ def demo(out: options.Out = Path("demo"), seed: options.Seed = 0, overwrite: Ove
     from vsuite.medical.demo import run_demo
 
     run_demo(out, seed=seed, overwrite=overwrite)
+
+
+def _with_plan(weights: str, plan: str | None) -> Any:
+    """The weights as they are, or with the plan that they lack."""
+    from vsuite.medical.inference.predictor import find_weights, load_model_and_plan
+    from vsuite.medical.recipes import find_plan
+
+    return find_weights(weights) if plan is None else load_model_and_plan(weights, find_plan(plan))
 
 
 def main() -> None:

@@ -12,9 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from vsuite.core.errors import InputError, unknown
 from vsuite.core.training.schedules import register_schedule
 from vsuite.core.training.settings import TrainingSettings, load_settings
-from vsuite.medical.data.planning import PlanSettings
+from vsuite.medical.data.planning import PlanSettings, fixed_plan, load_plan
 from vsuite.medical.data.transforms import AugmentationSettings
 from vsuite.medical.metrics import find_convention
+from vsuite.medical.plan import Plan
 
 
 class ValidationSettings(BaseModel):
@@ -91,6 +92,23 @@ def load_recipe(source: str | Path) -> RecipeSettings:
         raise unknown("recipe (and no such file)", str(source), list_recipes())
     with importlib.resources.as_file(importlib.resources.files("vsuite.medical") / "recipes" / f"{source}.yaml") as file:
         return load_settings(file, RecipeSettings)
+
+
+def find_plan(source: str | Path) -> Plan:
+    """A plan: from a YAML file, such as a run's plan.yaml, or of a recipe that fixes everything, as `brats2017` does.
+
+    The window of such a recipe is the one it validates with.
+
+    Raises:
+        InputError: for an unknown name, a recipe that leaves something to the data set, and what is wrong in a file.
+    """
+    if str(source) not in list_recipes():
+        if Path(source).is_file():
+            return load_plan(source)
+        raise unknown("recipe (and no such file)", str(source), list_recipes())
+    recipe = load_recipe(source)
+    plan = fixed_plan(recipe.plan, recipe.name)
+    return plan.model_copy(update={"patch_size": recipe.validation.window or plan.patch_size})
 
 
 WARMUP_EPOCHS, RESTART_EPOCHS, PUBLISHED_EPOCHS = 20, 400, 800

@@ -38,7 +38,7 @@ def make_optimiser(model: nn.Module, settings: TrainingSettings) -> torch.optim.
 
 
 class AveragedModel:
-    """An exponential moving average of a model's weights, with its buffers copied.
+    """An exponential moving average of a model's weights and of its statistics, which belong to them.
 
     The decay starts low, min(decay, (1 + n) / (10 + n)) at update n, so that the first weights are forgotten soon.
 
@@ -57,6 +57,11 @@ class AveragedModel:
         """Takes in the weights after one step."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
-        torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), 1 - decay)
-        for average, buffer in zip(self.model.buffers(), model.buffers(), strict=True):
-            average.copy_(buffer)
+        averages = [*self.model.parameters(), *self.model.buffers()]
+        current = [*model.parameters(), *model.buffers()]
+        pairs = list(zip(averages, current, strict=True))
+        smooth = [(average, now) for average, now in pairs if average.is_floating_point()]
+        torch._foreach_lerp_([average for average, _ in smooth], [now for _, now in smooth], 1 - decay)
+        for average, now in pairs:  # counters
+            if not average.is_floating_point():
+                average.copy_(now)

@@ -247,6 +247,27 @@ def make_plan(description: DatasetDescription, result: Fingerprint, settings: Pl
     return check_settings(Plan, plan | {"options": sizes | settings.options}, "plan")
 
 
+def fixed_plan(settings: PlanSettings, dataset: str = "") -> Plan:
+    """The plan of a recipe that leaves nothing to the data set, as a published one does.
+
+    Raises:
+        InputError: naming what the recipe leaves open.
+    """
+    given = settings.model_dump(mode="json", exclude={"patch_voxels"})
+    left = [key for key in ("channels", "labels", "normalisation", "patch_size") if given[key] is None]
+    left += ["spacing"] if settings.spacing == "median" else []
+    if left:
+        raise InputError(
+            f"the recipe {dataset!r} leaves {', '.join(left)} to the data set: it is no plan by itself; give a run's plan.yaml"
+        )
+    given["spacing"] = None if settings.spacing == "file" else given["spacing"]
+    if isinstance(settings.normalisation, Normalisation):
+        given["normalisation"] = [given["normalisation"]] * len(given["channels"])
+    assert settings.labels is not None
+    given["mirror_axes"] = _mirror_axes(settings.labels, settings)
+    return check_settings(Plan, given | {"dataset": dataset}, "plan")
+
+
 def median_shape(result: Fingerprint, spacing: Triple | None) -> Triple:
     """The median over the cases of the shape (x, y, z) after resampling to `spacing`."""
     shapes = []

@@ -76,7 +76,7 @@ class CaseStore:
                         array = np.ascontiguousarray(array)
                         # written here, because numpy's own saving hides why a write failed
                         np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
-                        file.write(array)
+                        file.write(array.data)
             image, target = (np.load(path, mmap_mode="r", allow_pickle=False) for path in paths[:2])
             locations, facts = (np.load(path, allow_pickle=False) for path in paths[2:])
             parts = [locations[locations[:, 0] == k, 1:] for k in range(len(self.plan.foreground))]

@@ -233,8 +233,11 @@ def _sources(source: Source | Sequence[Source]) -> list[Source]:
     return list(source)  # type: ignore[arg-type]
 
 
-def load_model_and_plan(source: Source) -> tuple[nn.Module, Plan]:
+def load_model_and_plan(source: Source, plan: Plan | None = None) -> tuple[nn.Module, Plan]:
     """The network and its plan, from a weights file, the name of shipped weights, or a pair of both, which is given back.
+
+    Args:
+        plan: for weights that hold none, such as the authors' own; in place of the file's where it holds one.
 
     Raises:
         InputError: for files that are no weights or hold no plan.
@@ -243,8 +246,13 @@ def load_model_and_plan(source: Source) -> tuple[nn.Module, Plan]:
         return source
     path = find_weights(source)
     note = read_metadata(path).get("plan")
+    if plan is not None:
+        return load_published(path, **plan.options), plan
     if note is None:
-        raise InputError(f"{path}: holds no plan (channels, spacing, labels); weights that vsuite-medical saved do")
+        raise InputError(
+            f"{path}: holds no plan (channels, spacing, labels) as weights that vsuite-medical saved do; "
+            "name one beside it: a plan.yaml, or the recipe that the weights were trained by"
+        )
     try:
         plan = Plan.model_validate(note)
     except pydantic.ValidationError as error:
