@@ -204,3 +204,7 @@ def _with_plan(weights: str, plan: str | None) -> Any:
 def main() -> None:
     """Entry point of `vsuite-medical`."""
     run(app)
+
+
+if __name__ == "__main__":
+    main()
