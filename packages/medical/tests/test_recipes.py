@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import yaml
 
+from vsuite.core import create_model, save_weights
 from vsuite.core.errors import InputError
 from vsuite.core.training.schedules import get_schedule
 from vsuite.core.training.settings import TrainingSettings, write_settings
-from vsuite.medical.recipes import RecipeSettings, brats_learning_rate, list_recipes, load_recipe
+from vsuite.medical.data.planning import save_plan
+from vsuite.medical.inference import Predictor
+from vsuite.medical.inference.predictor import load_model_and_plan
+from vsuite.medical.recipes import RecipeSettings, brats_learning_rate, find_plan, list_recipes, load_recipe
 
 
 def test_every_shipped_recipe_loads() -> None:
@@ -65,3 +71,46 @@ def test_the_schedule_follows_the_epochs() -> None:
             assert schedule(step, 800 * steps_an_epoch, settings) == brats_learning_rate(epoch)
     with pytest.raises(InputError, match=r"set training\.epochs"):
         schedule(0, 10, TrainingSettings(steps=10))
+
+
+def test_a_recipe_that_fixes_everything_is_a_plan() -> None:
+    plan = find_plan("brats2017")
+    assert plan.channels == ["FLAIR", "T1w", "t1gd", "T2w"]
+    assert plan.axes == (2, 1, 0)
+    assert plan.patch_size == (128, 128, 128)  # the window it validates with
+    assert plan.spacing is None
+    assert [rule.kind for rule in plan.normalisation] == ["slice_minmax"] * 4
+    assert (plan.num_outputs, plan.options) == (3, {"attention_scale": "num_heads"})
+
+
+def test_other_recipes_are_no_plans() -> None:
+    with pytest.raises(InputError, match="'generic' leaves channels, labels, normalisation, patch_size, spacing to the data set"):
+        find_plan("generic")
+    with pytest.raises(InputError, match="did you mean 'brats2017'"):
+        find_plan("brats2018")
+
+
+def test_the_plan_of_a_run_is_read_back(tmp_path: Path) -> None:
+    plan = find_plan("brats2017")
+    save_plan(plan, tmp_path / "plan.yaml")
+    assert find_plan(tmp_path / "plan.yaml") == plan
+
+
+def test_published_weights_predict_with_the_plan_of_their_recipe(tmp_path: Path) -> None:
+    """Weights without a plan, as the authors publish them: the recipe's plan stands in, and its options decide the attention scale."""
+    torch.manual_seed(0)
+    model = create_model("segformer3d", attention_scale="num_heads").eval()
+    save_weights(model, tmp_path / "pytorch_model.bin", published=True)
+    with pytest.raises(InputError, match="holds no plan"):
+        load_model_and_plan(tmp_path / "pytorch_model.bin")
+    plan = find_plan("brats2017").model_copy(update={"patch_size": (32, 32, 32)})
+    predictor = Predictor(load_model_and_plan(tmp_path / "pytorch_model.bin", plan))
+    image = np.random.default_rng(0).random((4, 32, 32, 32), dtype=np.float32)
+    found = predictor.predict(image, np.eye(4)).label
+    scaled = (image - image.min((1, 2), keepdims=True)) / (image.max((1, 2), keepdims=True) - image.min((1, 2), keepdims=True))
+    with torch.inference_mode():
+        regions = model(torch.from_numpy(scaled).permute(0, 3, 2, 1)[None])[0].permute(0, 3, 2, 1).numpy() > 0
+    wanted = np.zeros((32, 32, 32), np.uint8)
+    for region, written in ((1, 1), (0, 2), (2, 3)):  # whole tumour first, then the core and the enhancing part inside it
+        wanted[regions[region]] = written
+    assert (found == wanted).mean() > 0.999
