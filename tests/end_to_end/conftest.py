@@ -148,10 +148,10 @@ def trained(data: Path, recipe: Path, shell: Callable[..., Finished], tmp_path_f
 
 
 @pytest.fixture(scope="session")
-def predicted(trained: Run, data: Path, shell: Callable[..., Finished], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def predicted(trained: Run, data: Path, invoke: Callable[..., Finished], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`vsuite-medical predict --probabilities` of the test cases: the folder of results."""
     folder = tmp_path_factory.mktemp("predicted") / "maps"
-    finished = shell(
+    finished = invoke(
         "predict", "--weights", trained.weights, data / "imagesTs", "--out", folder, "--probabilities", "--device", "cpu", "--overlap", 0.25
     )
     assert finished.code == 0, finished.err

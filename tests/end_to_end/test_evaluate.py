@@ -14,9 +14,9 @@ LABELS = {"lobes": 1, "ventricle": 2, "stem": 3, "lesion": 4}
 
 
 @pytest.fixture(scope="module")
-def evaluated(predicted, data, shell, tmp_path_factory):
+def evaluated(predicted, data, invoke, tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluated") / "result"
-    finished = shell("evaluate", predicted, "--data", data / "labelsTs", "--out", folder)
+    finished = invoke("evaluate", predicted, "--data", data / "labelsTs", "--out", folder)
     assert finished.code == 0, finished.err
     assert "lobes" in finished.out
     return folder

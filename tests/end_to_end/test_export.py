@@ -55,6 +55,7 @@ def test_torchscript(export, windows, wanted):
         assert torch.allclose(torch.jit.load(path)(windows), wanted, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_onnx(export, windows, wanted):
     onnxruntime = pytest.importorskip("onnxruntime")
     path = export("onnx", "network.onnx")

@@ -80,7 +80,16 @@ def test_worker_processes_change_no_loss(trained, data, recipe, invoke, tmp_path
 
 
 def test_a_killed_run_continues_to_the_same_losses(data, recipe, start, invoke, tmp_path):
-    more = ("--device", "cpu", "--set", "training.steps=60", "--set", "training.validate_every=1000")
+    more = (
+        "--device",
+        "cpu",
+        "--set",
+        "training.steps=60",
+        "--set",
+        "training.validate_every=1000",
+        "--set",
+        "training.checkpoint_every=10",
+    )
     killed = tmp_path / "killed"
     process = start("train", "--data", data, "--recipe", recipe, "--out", killed, *more)
     until = time.monotonic() + 300

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -352,6 +353,7 @@ LAYOUT = PublishedLayout(
     system="segformer3d",
     task="segmentation",
     layout=LAYOUT,
+    weights={"hippocampus": Path(__file__).parents[1] / "weights" / "hippocampus.safetensors"},
     input_size=(4, 128, 128, 128),
     paper="SegFormer3D: an Efficient Transformer for 3D Medical Image Segmentation, Perera et al., CVPR 2024 workshop, arXiv 2404.10156",
     licence="MIT (official code and BraTS2017 weights)",
