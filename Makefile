@@ -16,7 +16,7 @@ help: ## this list
 
 setup: $(INSTALLED) ## system packages, virtual environment, all packages of this checkout
 
-demo: $(INSTALLED) ## train, predict, evaluate and report on a data set made on the fly: about two minutes (OUT=folder)
+demo: $(INSTALLED) ## train, predict, evaluate and report on a data set made on the fly: about a minute once set up (OUT=folder)
 	$(BIN)/vsuite-medical demo --out $(OUT) --overwrite
 
 check: $(INSTALLED) ## format, lint and types

@@ -155,6 +155,12 @@ def test_one_cycle_is_torchs() -> None:
             theirs.step()
 
 
+def test_a_short_run_does_not_end_in_its_warm_up() -> None:
+    short = TrainingSettings(steps=40, learning_rate=1.0, warmup_steps=500)
+    for name in ("cosine", "constant", "one_cycle"):
+        assert get_schedule(name)(19, 40, short) > 0.9
+
+
 @pytest.mark.parametrize("name", ["cosine", "one_cycle", "constant"])
 @settings(max_examples=30)
 @given(total=st.integers(1, 300), warmup=st.integers(0, 400))

@@ -114,11 +114,11 @@ def predict(
         smallest_component=smallest_component,
     )
     failed = predict_files(predictor, inputs, out, resume=resume, overwrite=overwrite, save_probabilities=probabilities)
-    typer.echo(f"label maps in {out}")
     if failed:
         cases = json.loads((out / "predictions.json").read_text(encoding="utf-8"))["cases"]
         first = next(case["error"] for case in cases if case["status"] == "failed")
         raise InputError(first if len(cases) == 1 else f"{failed} of {len(cases)} cases failed; first: {first}")
+    typer.echo(f"label maps in {out}")
 
 
 @app.command()
@@ -156,8 +156,8 @@ def evaluate(
 
 @app.command()
 def export(
-    weights: Annotated[str, typer.Option("--weights", help="File of weights, or the name of shipped ones.")],
-    out: options.Out,
+    weights: Annotated[str, typer.Option("--weights", help="File of weights, a run folder, or the name of shipped ones.")],
+    out: Annotated[Path, typer.Option("--out", help="A folder for bundle, else a file: .onnx, .ts, .bin or .pth.")],
     form: Annotated[
         Literal["bundle", "onnx", "torchscript", "published"],
         typer.Option("--format", help="bundle (MONAI), onnx, torchscript, or published (the authors' layout)."),

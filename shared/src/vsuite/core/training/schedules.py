@@ -42,10 +42,15 @@ def _cosine(start: float, end: float, fraction: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * min(max(fraction, 0.0), 1.0))) / 2
 
 
+def _warmup(total_steps: int, settings: TrainingSettings) -> int:
+    """Steps of warm-up: half the run at the most, since a short one would otherwise end before it has begun to learn."""
+    return min(settings.warmup_steps, total_steps // 2)
+
+
 @register_schedule("cosine")
 def cosine(step: int, total_steps: int, settings: TrainingSettings) -> float:
     """Linear warm-up over `warmup_steps`, then half a cosine that reaches `min_learning_rate` at the last step."""
-    warmup = settings.warmup_steps
+    warmup = _warmup(total_steps, settings)
     if step < warmup:
         return settings.learning_rate * (step + 1) / (warmup + 1)
     return _cosine(settings.learning_rate, settings.min_learning_rate, (step - warmup) / max(1, total_steps - 1 - warmup))
@@ -58,7 +63,7 @@ def one_cycle(step: int, total_steps: int, settings: TrainingSettings) -> float:
     The rise takes `warmup_steps`, or 30% of the run where that is 0.
     """
     peak = settings.learning_rate
-    top = (settings.warmup_steps or 0.3 * total_steps) - 1
+    top = (_warmup(total_steps, settings) or 0.3 * total_steps) - 1
     if step < top:
         return _cosine(peak / 25, peak, step / top)
     return _cosine(peak, settings.min_learning_rate, (step - top) / max(1.0, total_steps - 1 - top))
@@ -67,4 +72,4 @@ def one_cycle(step: int, total_steps: int, settings: TrainingSettings) -> float:
 @register_schedule("constant")
 def constant(step: int, total_steps: int, settings: TrainingSettings) -> float:
     """Linear warm-up over `warmup_steps`, then `learning_rate`."""
-    return settings.learning_rate * min(1.0, (step + 1) / (settings.warmup_steps + 1))
+    return settings.learning_rate * min(1.0, (step + 1) / (_warmup(total_steps, settings) + 1))

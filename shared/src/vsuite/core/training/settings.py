@@ -30,7 +30,8 @@ class TrainingSettings(BaseModel):
         batch_size: samples a process and forward pass. accumulate: forward passes a step.
         learning_rate, weight_decay, betas: of AdamW.
         decay_norms_and_biases: apply weight decay to them (and to other one-dimensional parameters) too.
-        schedule: "cosine", "one_cycle", "constant" or one that a domain registered; warmup_steps and min_learning_rate shape it.
+        schedule: "cosine", "one_cycle", "constant" or one that a domain registered; warmup_steps (half the run at the most) and
+            min_learning_rate shape it.
         clip_gradients: largest norm of the gradient; None leaves it.
         ema_decay: keep an exponential moving average of the weights, which is what is validated and saved as the best; None keeps none.
         precision: "fp32", "bf16" (any device) or "fp16" (CUDA only), by autocast.

@@ -20,7 +20,7 @@ from vsuite.core import list_models, load_published, model_info, optimize_for_in
 from vsuite.core.devices import pick_device
 from vsuite.core.errors import InputError, unknown
 from vsuite.core.files import atomic_path
-from vsuite.core.weights import read_metadata
+from vsuite.core.weights import SUFFIXES, read_metadata
 from vsuite.medical.data.geometry import FloatArray, shear_angle, spacing_of
 from vsuite.medical.data.labels import ids_of
 from vsuite.medical.data.nifti import MAX_SHEAR, Volume, read_image, write_label
@@ -261,9 +261,12 @@ def load_model_and_plan(source: Source, plan: Plan | None = None) -> tuple[nn.Mo
 
 
 def find_weights(source: str | Path) -> Path:
-    """The file at a path, else the weights of this name that an installed package ships."""
-    if Path(source).is_file():
-        return Path(source)
+    """The file at a path, the best weights of a run folder, else the weights of this name that an installed package ships."""
+    for path in (Path(source), Path(source) / "checkpoints" / "best.safetensors"):
+        if path.is_file():
+            if path.suffix not in SUFFIXES:
+                raise InputError(f"{path}: weights end in one of {', '.join(SUFFIXES)}")
+            return path
     shipped = {name: path for model in list_models(with_weights=True) for name, path in model_info(model).weights.items()}
     if str(source) in shipped:
         return shipped[str(source)]
