@@ -22,6 +22,8 @@ from vsuite.medical.metrics import Scores
 _OVERLAP = {"Dice": "dice", "IoU": "iou"}  # nnU-Net's names -> ours
 _VOXELS = {"FP": "fp", "TP": "tp", "FN": "fn", "TN": "tn", "n_pred": "n_pred", "n_ref": "n_ref"}
 
+MOST_ERRORS = 5  # lines on the terminal about cases that could not be compared
+
 
 def write_evaluation(evaluation: Evaluation, folder: Path, *, with_report: bool) -> None:
     """Writes `summary.json`, `metrics.csv`, `metrics.json`, MONAI's tables and, where asked, `report.html`."""
@@ -172,8 +174,10 @@ def print_evaluation(evaluation: Evaluation) -> None:
     terminal = console()
     terminal.print(table)
     terminal.print(explanation(evaluation))
-    for case in evaluation.failed:
+    for case in evaluation.failed[:MOST_ERRORS]:
         terminal.print(f"not compared: {case.error}")
+    if len(evaluation.failed) > MOST_ERRORS:
+        terminal.print(f"not compared: {len(evaluation.failed) - MOST_ERRORS} more; metrics.csv names all")
     for case in evaluation.compared:
         if case.no_picture:
             terminal.print(f"no picture of {case.name}: {case.no_picture}")
