@@ -13,10 +13,16 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor, nn
+
+from vsuite.core import load_weights
+
+Model = TypeVar("Model", bound=nn.Module)
 
 CASES = Path(__file__).parent / "cases"
 MAX_SAMPLES = 4096
@@ -79,6 +85,18 @@ class Case:
 
     def inputs(self) -> dict[str, np.ndarray]:
         return {name: made(spec) for name, spec in self.meta["inputs"].items()}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The inputs as tensors."""
+        return {name: torch.from_numpy(value) for name, value in self.inputs().items()}
+
+    def fill(self, module: Model) -> Model:
+        """Loads the case's weights: the names, shapes and number of parameters must be the module's own."""
+        assert sum(p.numel() for p in module.parameters()) == self.meta["num_params"]
+        report = load_weights(module, self.state_dict())
+        assert report.problems() == ""
+        assert (report.renamed, report.resized, report.fresh) == ({}, {}, [])
+        return module.eval()
 
     def check(self, outputs: Mapping[str, Any], rtol: float | None = None) -> None:
         """Compares every stored output: integers exactly, floats by max |got - want| / std(want) (by size where constant)."""

@@ -35,16 +35,55 @@ class PublishedResult:
 
 
 @dataclass(frozen=True)
+class OtherNames:
+    """The names that another library gives to a system's tensors.
+
+    Attributes:
+        library: such as "timm".
+        keys: names that only a checkpoint of that library holds.
+        rename: its name -> our name.
+    """
+
+    library: str
+    keys: tuple[str, ...]
+    rename: Callable[[str], str]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One published size of a system.
+
+    Attributes:
+        options: what differs from the constructor's own defaults.
+        summary: one line.
+        published: figures as its authors published them.
+        input_size: of one input as published, channels first.
+    """
+
+    options: Mapping[str, Any]
+    summary: str = ""
+    published: tuple[PublishedResult, ...] = ()
+    input_size: tuple[int, ...] = (3, 224, 224)
+
+
+@dataclass(frozen=True)
 class PublishedLayout:
     """How a system's published checkpoint maps onto our model.
 
     Attributes:
         build: the constructor that takes the options that `infer` finds.
         infer: state dict (names already ours, without prefixes that ours lack) -> constructor options.
-        keys: names that every checkpoint of the system holds; they tell systems apart.
-        renames: (published, ours) pairs of name fragments, applied in order; both must be unambiguous, since
+    XX: (published, ours) pairs of name fragments, applied in order; both must be unambiguous, since
             saving in the published layout applies them backwards.
         assumed: options that the checkpoint does not record, with the value assumed when the caller gives none.
+        others: the same checkpoint under the names of another library.
+        ignored: wildcards of names that hold nothing learnt (index tables, masks).
+        fresh: wildcards of our names that may be missing and are then left as initialised.
+        head: start of the classifier's names: for another number of classes it is left as initialised, and it is ignored
+            where the model has none. The same holds for `norm`.
+        stem: name of the first convolution's weight; for another number of input channels its kernels are summed (1
+            channel) or repeated and scaled by 3 / n.
+        resize: (name, published value, our shape) -> the value interpolated to our shape, or None where that makes no sense.
     """
 
     build: Callable[..., nn.Module]
@@ -52,6 +91,13 @@ class PublishedLayout:
     keys: tuple[str, ...]
     renames: tuple[tuple[str, str], ...] = ()
     assumed: Mapping[str, Any] = field(default_factory=dict)
+    others: tuple[OtherNames, ...] = ()
+    ignored: tuple[str, ...] = ()
+    fresh: tuple[str, ...] = ()
+    head: str = ""
+    norm: str = ""
+    stem: str = ""
+    resize: Callable[[str, Tensor, Sequence[int]], Tensor | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -125,6 +171,42 @@ def register_model(
         return builder
 
     return register
+
+
+def register_variants(
+    build: Callable[..., nn.Module],
+    variants: Mapping[str, Variant],
+    *,
+    system: str,
+    task: str,
+    paper: str,
+    licence: str,
+    layout: PublishedLayout | None = None,
+) -> None:
+    """Registers each variant of a system: name -> what differs from the defaults of `build`.
+
+    Every keyword of `build` is an option of every variant, with the variant's value as its default.
+    """
+    for name, variant in variants.items():
+        register = register_model(
+            system=system,
+            task=task,
+            paper=paper,
+            licence=licence,
+            published=variant.published,
+            layout=layout,
+            input_size=variant.input_size,
+        )
+        register(_variant_builder(name, build, variant))
+
+
+def _variant_builder(name: str, build: Callable[..., nn.Module], variant: Variant) -> Callable[..., nn.Module]:
+    def builder(**options: Any) -> nn.Module:
+        return build(**{**variant.options, **options})
+
+    builder.__name__, builder.__module__, builder.__doc__ = name, build.__module__, variant.summary
+    builder.__signature__ = inspect.signature(functools.partial(build, **variant.options))  # type: ignore[attr-defined]
+    return builder
 
 
 @functools.cache

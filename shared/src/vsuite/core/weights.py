@@ -6,12 +6,13 @@ Nothing here ever unpickles arbitrary objects: `.pth`, `.pt`, `.bin` and `.ckpt`
 
 from __future__ import annotations
 
+import fnmatch
 import inspect
 import io
 import json
 import pickle
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -55,11 +56,12 @@ class LoadReport:
     Attributes:
         loaded: our names that were filled.
         renamed: published name -> our name, where they differ.
-        resized: our name -> (published shape, our shape), where a table was interpolated.
+        resized: our name -> (published shape, our shape), where a table was interpolated or a first convolution folded.
         ignored: names of the file that carry nothing a model learns.
         missing: our names that the file lacks.
         unexpected: names of the file that the model lacks.
         mismatched: our name -> (published shape, our shape), where they differ.
+        fresh: our names that were left as initialised, as the file has other classes or lacks norms that only we have.
     """
 
     loaded: list[str] = field(default_factory=list)
@@ -69,6 +71,7 @@ class LoadReport:
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     mismatched: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
+    fresh: list[str] = field(default_factory=list)
 
     def problems(self) -> str:
         """One line that names what is missing, left over or of another shape; empty if all is well."""
@@ -190,20 +193,32 @@ def read_options(source: Source, name: str) -> dict[str, Any]:
 
 def rename(state: Mapping[str, Any], layout: PublishedLayout, *, to_published: bool = False) -> dict[str, Any]:
     """The same tensors under our names, or with `to_published` under the published ones."""
+    names = _published_names(state, layout) if to_published else _our_names(state, layout)
     renamed: dict[str, Any] = {}
-    for name, value in zip(_renamed(state, layout, to_published=to_published), state.values(), strict=True):
+    for name, value in zip(names, state.values(), strict=True):
         if name in renamed:
             raise InputError(f"two tensors of the checkpoint map onto {name!r}")
         renamed[name] = value
     return renamed
 
 
-def _renamed(names: Iterable[str], layout: PublishedLayout, *, to_published: bool = False) -> Iterator[str]:
-    pairs = [(ours, published) for published, ours in reversed(layout.renames)] if to_published else layout.renames
-    for name in names:
-        for before, after in pairs:
-            name = name.replace(before, after)
-        yield name
+def _our_names(names: Iterable[str], layout: PublishedLayout) -> list[str]:
+    """Our names for those of a checkpoint, which may be the authors' or another library's."""
+    names = list(names)
+    for other in layout.others:
+        if set(other.keys) <= set(names):
+            return [other.rename(name) for name in names]
+    return [_replaced(name, layout.renames) for name in names]
+
+
+def _published_names(names: Iterable[str], layout: PublishedLayout) -> list[str]:
+    return [_replaced(name, [(ours, published) for published, ours in reversed(layout.renames)]) for name in names]
+
+
+def _replaced(name: str, pairs: Sequence[tuple[str, str]]) -> str:
+    for before, after in pairs:
+        name = name.replace(before, after)
+    return name
 
 
 def load_weights(model: nn.Module, source: Source, *, strict: bool = True) -> LoadReport:
@@ -221,29 +236,42 @@ def load_weights(model: nn.Module, source: Source, *, strict: bool = True) -> Lo
     ours = model.state_dict()
 
     def known(state: dict[str, Tensor]) -> int:
-        return sum(name in ours for name in (_renamed(state, layout) if layout else state))
+        return sum(name in ours for name in (_our_names(state, layout) if layout else state))
 
     state = max(reversed(list(_unwrapped(_read_tensors(source)))), key=known)
     renamed = rename(state, layout) if layout else state
     names = {before: after for before, after in zip(state, renamed, strict=True) if before != after}
-    return _fill(model, renamed, LoadReport(renamed=names), _label(source), strict=strict)
+    return _fill(model, renamed, LoadReport(renamed=names), _label(source), layout, strict=strict)
 
 
-def _fill(model: nn.Module, state: Mapping[str, Tensor], report: LoadReport, label: str, *, strict: bool) -> LoadReport:
+def _fill(
+    model: nn.Module, state: Mapping[str, Tensor], report: LoadReport, label: str, layout: PublishedLayout | None, *, strict: bool
+) -> LoadReport:
     """Copies what fits into the model and completes the report."""
-    ours = model.state_dict()
+    ours = {key: value for key, value in model.state_dict().items() if not key.endswith("num_batches_tracked")}
     fitting = {}
     for key, value in state.items():
-        if key.endswith("num_batches_tracked"):
+        if _ignored(key, ours, layout):
             report.ignored.append(key)
-        elif key not in ours:
+            continue
+        if key not in ours:
             report.unexpected.append(key)
-        elif value.shape != ours[key].shape:
-            report.mismatched[key] = (tuple(value.shape), tuple(ours[key].shape))
+            continue
+        fitted = _fitted(key, value, ours[key].shape, layout)
+        shapes = tuple(value.shape), tuple(ours[key].shape)
+        if fitted is not None:
+            fitting[key] = fitted
+            if shapes[0] != shapes[1]:
+                report.resized[key] = shapes
+        elif layout and layout.head and key.startswith(layout.head):
+            report.fresh.append(key)
         else:
-            fitting[key] = value
+            report.mismatched[key] = shapes
     report.loaded = list(fitting)
-    report.missing = [key for key in ours if key not in state and not key.endswith("num_batches_tracked")]
+    for key in ours:
+        if key not in state:
+            left = layout is not None and any(fnmatch.fnmatch(key, pattern) for pattern in layout.fresh)
+            (report.fresh if left else report.missing).append(key)
     problems = report.problems()
     if strict and problems:
         raise InputError(f"{label}: does not fit {type(model).__name__}: {problems}")
@@ -252,6 +280,43 @@ def _fill(model: nn.Module, state: Mapping[str, Tensor], report: LoadReport, lab
         raise InputError(f"{label}: NaN or infinite values in {_shorten(broken)}")
     model.load_state_dict(fitting, strict=False)
     return report
+
+
+def _ignored(key: str, ours: Mapping[str, Tensor], layout: PublishedLayout | None) -> bool:
+    """Whether a tensor of a checkpoint holds nothing learnt, or belongs to a classifier that the model does without."""
+    if key.endswith("num_batches_tracked"):
+        return True
+    if layout is None:
+        return False
+    if any(fnmatch.fnmatch(key, pattern) for pattern in layout.ignored):
+        return True
+    absent = [start for start in (layout.head, layout.norm) if start and not any(name.startswith(start) for name in ours)]
+    return key.startswith(tuple(absent))
+
+
+def _fitted(key: str, value: Tensor, shape: Sequence[int], layout: PublishedLayout | None) -> Tensor | None:
+    """The value in the model's shape; None where it cannot be brought into it."""
+    if tuple(value.shape) == tuple(shape):
+        return value
+    if layout is None:
+        return None
+    if key == layout.stem:
+        return fold_channels(value, shape)
+    return layout.resize(key, value, shape) if layout.resize else None
+
+
+def fold_channels(weight: Tensor, shape: Sequence[int]) -> Tensor | None:
+    """The kernels of a first convolution on RGB for another number of channels, in the way users know from timm.
+
+    One channel takes the sum over RGB; n channels repeat R, G, B, R, ... and scale by 3 / n. None where the shapes differ
+    in more than that.
+    """
+    channels = shape[1]
+    if weight.ndim != 4 or weight.shape[1] != 3 or (weight.shape[0], *weight.shape[2:]) != (shape[0], *shape[2:]):
+        return None
+    if channels == 1:
+        return weight.sum(1, keepdim=True)
+    return weight.repeat(1, -(-channels // 3), 1, 1)[:, :channels] * (3 / channels)
 
 
 def load_published(source: Source, system: str | None = None, **options: Any) -> nn.Module:
@@ -288,7 +353,7 @@ def load_published(source: Source, system: str | None = None, **options: Any) ->
         raise InputError(f"{label}: is no complete checkpoint of {name}: {error} is missing") from error
     except (IndexError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise InputError(f"{label}: is no checkpoint of {name}: {_first_line(error)}") from error
-    _fill(model, state, LoadReport(), label, strict=True)
+    _fill(model, state, LoadReport(), label, layout, strict=True)
     model.built_from = {"system": name, "options": options, "assumed": assumed}  # type: ignore[assignment]
     return model
 
@@ -298,7 +363,7 @@ def _recognise(source: Source, system: str | None) -> tuple[str, PublishedLayout
     found: dict[str, tuple[PublishedLayout, dict[str, Tensor]]] = {}
     for state in _unwrapped(_read_tensors(source)):
         for name, layout in _layouts(system).items():
-            if name not in found and set(layout.keys) <= set(_renamed(state, layout)):
+            if name not in found and set(layout.keys) <= set(_our_names(state, layout)):
                 found[name] = layout, state
     if not found:
         tried = system or "any of " + ", ".join(_layouts(None))

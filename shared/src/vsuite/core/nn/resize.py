@@ -6,12 +6,12 @@ backward pass is slow), need no copy between memory layouts, and can add to a ma
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+from vsuite.core.nn.memoise import memoise
 
 
 def resize_linear(x: Tensor, size: Sequence[int], *, add_to: Tensor | None = None) -> Tensor:
@@ -33,20 +33,9 @@ def resize_linear(x: Tensor, size: Sequence[int], *, add_to: Tensor | None = Non
     return add_to
 
 
+@memoise
 def interpolation_matrix(size_in: int, size_out: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """size_out, size_in: each row holds the two weights of one output position (half-pixel centres, edges clamped)."""
-    if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():  # a fake tensor must not end up in the cache
-        return _interpolation_matrix(size_in, size_out, device, dtype)
-    return _cached_matrix(size_in, size_out, device, dtype)
-
-
-def _interpolation_matrix(size_in: int, size_out: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     position = ((torch.arange(size_out, dtype=torch.float64) + 0.5) * (size_in / size_out) - 0.5).clamp(0, size_in - 1)
     distance = position[:, None] - torch.arange(size_in, dtype=torch.float64)[None, :]
     return (1 - distance.abs()).clamp_min(0).to(device, dtype)
-
-
-@functools.lru_cache(maxsize=256)
-def _cached_matrix(size_in: int, size_out: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    with torch.inference_mode(False):  # the cached matrix must serve training too
-        return _interpolation_matrix(size_in, size_out, device, dtype)
