@@ -18,7 +18,8 @@ def optimize_for_inference(model: nn.Module, example: Tensor | tuple[Any, ...] |
     Args:
         model: left as it is.
         example: an input (or a tuple of them) to run once, so that the first real call pays no warm-up.
-        compile: also compile with `torch.compile` (needs a C++ compiler on CPU; takes up to minutes on the first call).
+        compile: also compile with `torch.compile`, weights frozen into the graph (needs a C++ compiler on CPU; takes up to
+            minutes on the first call of each size, which must run under `torch.inference_mode()` for the freezing to happen).
     """
     fast = copy.deepcopy(model).eval().requires_grad_(False)
     for module in list(fast.modules()):
@@ -26,7 +27,7 @@ def optimize_for_inference(model: nn.Module, example: Tensor | tuple[Any, ...] |
         if callable(fold):
             fold()
     if compile:
-        fast = torch.compile(fast)  # type: ignore[assignment]
+        fast = torch.compile(fast, options={"freezing": True})  # type: ignore[assignment]
     if example is not None:
         with torch.inference_mode():
             fast(*example) if isinstance(example, tuple) else fast(example)
