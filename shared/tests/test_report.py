@@ -87,6 +87,26 @@ def test_a_report_may_be_written_before_anything_is_logged(tmp_path: Path) -> No
     assert "<svg" not in text
 
 
+@pytest.mark.parametrize(
+    ("settings", "title"),
+    [
+        ("name: hippocampus\nplan: {model: segformer3d}\ntraining: {steps: 3}\n", "segformer3d trained by the recipe hippocampus"),
+        ("model: swin_tiny\ntraining: {steps: 3}\n", "Training of swin_tiny"),
+        ("name: mine\ntraining: {steps: 3}\n", "Training by the recipe mine"),
+        ("steps: 3\n", "Training"),
+        ("name: [1]\nplan: {model: null}\n", "Training"),
+    ],
+)
+def test_the_title_says_what_is_trained(tmp_path: Path, settings: str, title: str) -> None:
+    folder = tmp_path / "demo" / "run"
+    folder.mkdir(parents=True)
+    (folder / "settings.yaml").write_text(settings)
+    text = write_report(folder).read_text()
+    assert f"<h1>{title}</h1>" in text
+    assert f"<title>{title}: demo/run</title>" in text
+    assert '<p class="faint">demo/run, nothing logged yet</p>' in text
+
+
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is no run folder"):
         write_report(tmp_path)

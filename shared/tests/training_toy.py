@@ -45,10 +45,14 @@ class ToyData:
 
 
 class ToyTask:
-    """The task; `kill_at` ends the process without warning in that forward pass, `nan_at` makes its loss NaN."""
+    """The task; `kill_at` ends the process without warning in that forward pass, `nan_at` makes its loss NaN.
 
-    def __init__(self, *, dropout: float = 0.3, kill_at: int = -1, nan_at: int = -1) -> None:
+    `interrupt_at` and `again_at` are passes in which the user presses Ctrl-C.
+    """
+
+    def __init__(self, *, dropout: float = 0.3, kill_at: int = -1, nan_at: int = -1, interrupt_at: int = -1, again_at: int = -1) -> None:
         self.dropout, self.kill_at, self.nan_at = dropout, kill_at, nan_at
+        self.interrupts = (interrupt_at, again_at)
         self.passes = 0
         self.seen: list[int] = []
 
@@ -62,6 +66,8 @@ class ToyTask:
         self.passes += 1
         if self.passes == self.kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
+        if self.passes in self.interrupts:
+            os.kill(os.getpid(), signal.SIGINT)
         self.seen += batch["index"].tolist()
         logits = model(batch["point"])
         entropy = nn.functional.cross_entropy(logits, batch["side"])

@@ -1,13 +1,7 @@
-"""A small data set and one short training, which all tests of the folder share, and two ways to give a command."""
+"""A small data set and one short training, which all tests of the folder share."""
 
 from __future__ import annotations
 
-import contextlib
-import io
-import os
-import subprocess
-import sys
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,18 +16,6 @@ SIZE = (24, 28, 16)
 STEPS = 4
 RECIPE: dict[str, Any] = {
     "name": "tiny",
-    "plan": {
-        "options": {
-            "attention_scale": "head_dim",
-            "patch_stride": [2, 2, 2, 2],
-            "embed_dims": [8, 8, 8, 8],
-            "num_heads": [1, 1, 2, 2],
-            "depths": [1, 1, 1, 1],
-            "mlp_ratios": [1, 1, 1, 1],
-            "decoder_head_embedding_dim": 8,
-        },
-        "patch_size": [16, 16, 16],
-    },
     "training": {
         "steps": STEPS,
         "batch_size": 2,
@@ -49,62 +31,6 @@ RECIPE: dict[str, Any] = {
     "validation": {"fraction": 0.25, "overlap": 0.25},
 }
 TRAIN = ("--device", "cpu")
-
-
-class Finished(NamedTuple):
-    """What a command left: its exit code, and what it wrote."""
-
-    code: int
-    out: str
-    err: str
-
-
-def environment() -> dict[str, str]:
-    return os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-
-
-def script(name: str = "vsuite-medical") -> str:
-    """The console script beside this Python."""
-    return str(Path(sys.executable).with_name(name))
-
-
-@pytest.fixture(scope="session")
-def start() -> Callable[..., subprocess.Popen[str]]:
-    """Starts `vsuite-medical` with arguments, as a process of its own."""
-
-    def begin(*arguments: object, program: tuple[str, ...] = (script(),)) -> subprocess.Popen[str]:
-        command = [*program, *map(str, arguments)]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
-
-    return begin
-
-
-@pytest.fixture(scope="session")
-def shell(start: Callable[..., subprocess.Popen[str]]) -> Callable[..., Finished]:
-    """Runs `vsuite-medical` as a process of its own, to its end."""
-
-    def execute(*arguments: object, **options: Any) -> Finished:
-        process = start(*arguments, **options)
-        out, err = process.communicate(timeout=500)
-        return Finished(process.returncode, out, err)
-
-    return execute
-
-
-@pytest.fixture(scope="session")
-def invoke() -> Callable[..., Finished]:
-    """Runs the same command line inside this process, which saves the start of another."""
-    from vsuite.core.cli.app import run
-    from vsuite.medical.cli import app
-
-    def execute(*arguments: object) -> Finished:
-        out, err, formatting = io.StringIO(), io.StringIO(), warnings.formatwarning
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings(), pytest.raises(SystemExit) as left:
-            run(app, [str(argument) for argument in arguments])
-        warnings.formatwarning = formatting
-        return Finished(int(left.value.code or 0), out.getvalue(), err.getvalue())
-
-    return execute
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -123,10 +49,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def recipe(tiny_segformer3d: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recipe of one's own: a network of a few thousand weights, four steps."""
     path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
-    path.write_text(yaml.safe_dump(RECIPE))
+    path.write_text(yaml.safe_dump(RECIPE | {"plan": {"options": tiny_segformer3d, "patch_size": [16, 16, 16]}}))
     return path
 
 
@@ -135,11 +61,11 @@ class Run(NamedTuple):
 
     folder: Path
     weights: Path
-    finished: Finished
+    finished: Any
 
 
 @pytest.fixture(scope="session")
-def trained(data: Path, recipe: Path, shell: Callable[..., Finished], tmp_path_factory: pytest.TempPathFactory) -> Run:
+def trained(data: Path, recipe: Path, shell: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Run:
     """`vsuite-medical train`, run to its end."""
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     finished = shell("train", "--data", data, "--recipe", recipe, "--out", folder, *TRAIN)
@@ -148,7 +74,7 @@ def trained(data: Path, recipe: Path, shell: Callable[..., Finished], tmp_path_f
 
 
 @pytest.fixture(scope="session")
-def predicted(trained: Run, data: Path, invoke: Callable[..., Finished], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def predicted(trained: Run, data: Path, invoke: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`vsuite-medical predict --probabilities` of the test cases: the folder of results."""
     folder = tmp_path_factory.mktemp("predicted") / "maps"
     finished = invoke(

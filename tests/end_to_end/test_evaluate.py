@@ -96,6 +96,26 @@ def test_references_compared_with_themselves_are_perfect(data, invoke, tmp_path)
     assert all(value == 0 for name, value in result["summary"].items() if name.startswith("hd95"))
 
 
+def test_an_earlier_evaluation_is_replaced_and_other_files_are_not(data, invoke, tmp_path):
+    command = ("evaluate", data / "labelsTs", "--data", data / "labelsTs", "--out", tmp_path / "out", "--no-pictures")
+    assert "in place of" not in invoke(*command).out
+    again = invoke(*command)
+    assert again.code == 0
+    assert "in place of an earlier evaluation" in again.out
+    (tmp_path / "out" / "metrics.json").unlink()
+    invoke(*command).refused("exists and is not of an earlier evaluation", "--overwrite")
+    assert invoke(*command, "--overwrite").code == 0
+
+
+def test_where_nothing_can_be_compared_nothing_is_written(data, invoke, tmp_path):
+    (tmp_path / "maps").mkdir()
+    for path in (data / "labelsTs").iterdir():
+        (tmp_path / "maps" / path.name).write_bytes(b"no NIfTI")
+    finished = invoke("evaluate", tmp_path / "maps", "--data", data / "labelsTs", "--out", tmp_path / "out")
+    finished.refused("none of its 2 cases could be compared; first: ", "phantom_9000.nii.gz")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_missing_prediction_is_told(predicted, data, invoke, tmp_path):
     first = sorted(predicted.glob("*.nii.gz"))[0]
     (tmp_path / "maps").mkdir()

@@ -33,24 +33,25 @@ def export(trained, invoke, tmp_path):
 
 
 def check_contract(path) -> None:
-    contract = json.loads(path.read_text())
+    contract = json.loads(path.with_name(f"{path.name}.json").read_text())
     text = json.dumps(contract)
     assert "lesion" in text
     assert "zscore" in text
     assert contract["input"]["window"] == [16, 16, 16]
 
 
-def test_published(export, windows, wanted):
+def test_published(export, windows, wanted, tiny_segformer3d):
     path = export("published", "authors.bin")
-    check_contract(path.with_suffix(".json"))
-    model = load_published(path, patch_stride=[2, 2, 2, 2], num_heads=[1, 1, 2, 2], attention_scale="head_dim").eval()
+    check_contract(path)
+    untold = {name: tiny_segformer3d[name] for name in ("patch_stride", "num_heads", "attention_scale")}
+    model = load_published(path, **untold).eval()
     with torch.no_grad():
         assert torch.allclose(model(windows), wanted, rtol=0, atol=1e-5)
 
 
 def test_torchscript(export, windows, wanted):
     path = export("torchscript", "network.ts")
-    check_contract(path.with_suffix(".json"))
+    check_contract(path)
     with torch.no_grad():
         assert torch.allclose(torch.jit.load(path)(windows), wanted, rtol=0, atol=1e-4)
 
@@ -59,9 +60,27 @@ def test_torchscript(export, windows, wanted):
 def test_onnx(export, windows, wanted):
     onnxruntime = pytest.importorskip("onnxruntime")
     path = export("onnx", "network.onnx")
-    check_contract(path.with_suffix(".json"))
+    check_contract(path)
     found = onnxruntime.InferenceSession(str(path)).run(None, {"image": windows.numpy()})[0]
     assert np.allclose(found, wanted.numpy(), rtol=0, atol=1e-4)
+
+
+def test_exports_of_one_name_keep_their_contracts_and_other_files(export, trained, invoke, tmp_path):
+    (tmp_path / "network.json").write_text("mine")
+    for form, name in (("published", "network.pth"), ("torchscript", "network.ts")):
+        check_contract(export(form, name))
+    names = ["network.json", "network.pth", "network.pth.json", "network.ts", "network.ts.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    assert (tmp_path / "network.json").read_text() == "mine"
+    command = ("export", "--weights", trained.weights, "--format", "published", "--out", tmp_path / "network.pth")
+    (tmp_path / "network.pth.json").write_text("mine as well")
+    invoke(*command).refused("network.pth: exists; --overwrite replaces it")
+    (tmp_path / "network.pth").unlink()
+    invoke(*command).refused("network.pth.json: exists; --overwrite replaces it")
+    assert (tmp_path / "network.pth.json").read_text() == "mine as well"
+    assert not (tmp_path / "network.pth").exists()
+    assert invoke(*command, "--overwrite").code == 0
+    check_contract(tmp_path / "network.pth")
 
 
 def test_bundle(export, trained, invoke):

@@ -101,6 +101,43 @@ def test_a_killed_run_continues_to_the_same_losses(data, recipe, start, invoke, 
     assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
 
 
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="Ctrl-C is sent to a group of processes")
+def test_ctrl_c_saves_the_step_and_says_how_to_go_on(data, recipe, start, invoke, tmp_path):
+    folder = tmp_path / "run"
+    long = [f"--set=training.{name}" for name in ("steps=100000", "validate_every=100000", "checkpoint_every=100000", "workers=1")]
+    process = start("train", "--data", data, "--recipe", recipe, "--out", folder, "--device", "cpu", *long, start_new_session=True)
+    until = time.monotonic() + 300
+    while not (folder / "metrics.jsonl").exists() and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=100)
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
+    step = max(losses(folder))
+    assert f"step {step} of 100,000 is saved; --resume continues" in said
+    assert said.splitlines()[-1] == "error: interrupted"
+    assert not list(folder.rglob(".*"))
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["last.pth"]
+    shorter = invoke("train", "--out", folder, "--resume", "--device", "cpu", f"--set=training.steps={step + 1}")
+    shorter.refused("training.steps was 100000 and is", "may only grow")
+
+
+def test_a_finished_run_is_lengthened(data, recipe, invoke, tmp_path):
+    folder = tmp_path / "run"
+    command = ("train", "--data", data, "--recipe", recipe, "--out", folder, "--device", "cpu", "--set=training.steps=2")
+    assert invoke(*command).code == 0
+    finished = invoke("train", "--out", folder, "--resume", "--device", "cpu", "--set", "training.steps=4")
+    assert finished.code == 0, finished.err
+    assert "lengthened from 2 to 4 steps, of which 2 are done" in finished.err
+    assert "of 4)" in finished.out
+    assert sorted(losses(folder)) == [1, 2, 3, 4]
+    again = invoke("train", "--out", folder, "--resume", "--device", "cpu")
+    assert again.code == 0
+    assert "--set training.steps=" in again.err
+    report = (folder / "report.html").read_text()
+    assert "<h1>segformer3d trained by the recipe tiny</h1>" in report
+
+
 def test_a_finished_run_is_neither_overwritten_nor_repeated(trained, data, recipe, invoke):
     before = (trained.folder / "metrics.jsonl").read_text()
     again = invoke("train", "--data", data, "--recipe", recipe, "--out", trained.folder, "--device", "cpu")

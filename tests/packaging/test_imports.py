@@ -21,12 +21,16 @@ ROOT = Path(__file__).parents[2]
 SOURCES = [ROOT / "shared/src", *sorted(ROOT.glob("packages/*/src"))]
 FORBIDDEN = {"torchvision", "timm", "einops", "mmcv"}
 # Modules that subclass a heavy library's classes; themselves imported only where they are used.
-OPEN_HEAVY = {("vsuite.core.training.runner", "mmengine"), ("vsuite.medical.bundle_components", "monai")}
+OPEN_HEAVY = {
+    ("vsuite.core.training.runner", "mmengine"),
+    ("vsuite.core.training.loop", "mmengine"),
+    ("vsuite.medical.bundle_components", "monai"),
+}
 HEAVY = {"mmengine", "monai", "matplotlib", "cv2", "onnx", "onnxscript", "onnxruntime", "open3d", "ignite"}
 
 # The floors of the core, from the ground up; a module may import from its own floor and those below.
 FLOORS = (
-    {"errors", "files", "terminal", "devices", "registry", "nn"},
+    {"errors", "files", "terminal", "devices", "registry", "nn", "unpickling", "unpickling_names"},
     {"models"},
     {"weights", "optimize"},
     {"images", "training", "evaluation", "bench", "viz"},

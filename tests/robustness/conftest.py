@@ -1,14 +1,11 @@
-"""Good inputs to spoil, a way to give a command as a user would, and what must hold when it is refused."""
+"""Good inputs to spoil, and commands that are given them."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -21,54 +18,11 @@ from vsuite.medical.plan import Normalisation, Plan
 SHAPE = (18, 16, 14)
 AFFINE = np.array([[0, -1.0, 0, 10], [1.5, 0, 0, -4], [0, 0, 2.0, 3], [0, 0, 0, 1.0]])
 LABELS = {"background": 0, "organ": 1, "lesion": 2}
-OPTIONS = {
-    "attention_scale": "head_dim",
-    "patch_stride": [2, 2, 2, 2],
-    "embed_dims": [8, 8, 8, 8],
-    "num_heads": [1, 1, 1, 1],
-    "depths": [1, 1, 1, 1],
-    "mlp_ratios": [1, 1, 1, 1],
-    "decoder_head_embedding_dim": 8,
-}
 RECIPE = {
     "name": "tiny",
-    "plan": {"options": OPTIONS, "patch_size": [16, 16, 16]},
     "training": {"steps": 1, "batch_size": 2},
     "validation": {"fraction": 0},
 }
-
-
-class Finished(NamedTuple):
-    """What a command left: its exit code, and what it wrote."""
-
-    code: int
-    out: str
-    err: str
-
-    def refused(self, *parts: str) -> str:
-        """Checks that this is an error as it should be, and that its one line has these parts; returns the line."""
-        lines = [line for line in self.err.splitlines() if line.startswith("error: ")]
-        assert (self.code, len(lines)) == (2, 1), (self.code, self.err)
-        assert "Traceback" not in self.err + self.out
-        missing = [part for part in parts if part not in lines[0]]
-        assert not missing, (missing, lines[0])
-        return lines[0]
-
-
-@pytest.fixture
-def invoke() -> Callable[..., Finished]:
-    """Runs `vsuite-medical` with arguments in this process, as its console script does."""
-    from vsuite.core.cli.app import run
-    from vsuite.medical.cli import app
-
-    def execute(*arguments: object) -> Finished:
-        out, err, formatting = io.StringIO(), io.StringIO(), warnings.formatwarning
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings(), pytest.raises(SystemExit) as left:
-            run(app, [str(argument) for argument in arguments])
-        warnings.formatwarning = formatting
-        return Finished(int(left.value.code or 0), out.getvalue(), err.getvalue())
-
-    return execute
 
 
 def noise() -> np.ndarray:
@@ -100,11 +54,11 @@ def save() -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def weights(tiny_segformer3d: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Untrained weights with a plan: one channel, two labels."""
     plan = Plan(
         channels=["T1"], normalisation=[Normalisation()], labels=LABELS, patch_size=(16, 16, 16),
-        options=OPTIONS | {"in_channels": 1, "num_classes": 3},
+        options=tiny_segformer3d | {"in_channels": 1, "num_classes": 3},
     )  # fmt: skip
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "good.safetensors"
@@ -125,27 +79,28 @@ def dataset(tmp_path: Path, save: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture(scope="session")
-def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def recipe(tiny_segformer3d: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
-    path.write_text(json.dumps(RECIPE))  # JSON is YAML
+    plan = {"options": tiny_segformer3d, "patch_size": [16, 16, 16]}
+    path.write_text(json.dumps(RECIPE | {"plan": plan}))  # JSON is YAML
     return path
 
 
 @pytest.fixture
-def train(invoke: Callable[..., Finished], dataset: Path, recipe: Path, tmp_path: Path) -> Callable[..., Finished]:
+def train(invoke: Callable[..., Any], dataset: Path, recipe: Path, tmp_path: Path) -> Callable[..., Any]:
     """`vsuite-medical train` on the data set into tmp_path / "run", with further arguments."""
 
-    def execute(*arguments: object, out: Path = tmp_path / "run") -> Finished:
+    def execute(*arguments: object, out: Path = tmp_path / "run") -> Any:
         return invoke("train", "--data", dataset, "--recipe", recipe, "--out", out, "--device", "cpu", *arguments)
 
     return execute
 
 
 @pytest.fixture
-def predict(invoke: Callable[..., Finished], weights: Path, tmp_path: Path) -> Callable[..., Finished]:
+def predict(invoke: Callable[..., Any], weights: Path, tmp_path: Path) -> Callable[..., Any]:
     """`vsuite-medical predict` into tmp_path / "out", with further arguments."""
 
-    def execute(*arguments: object, out: Path = tmp_path / "out", weights: Path = weights) -> Finished:
+    def execute(*arguments: object, out: Path = tmp_path / "out", weights: Path = weights) -> Any:
         return invoke("predict", "--weights", weights, *arguments, "--out", out, "--device", "cpu", "--overlap", 0)
 
     return execute

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import resource
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -93,15 +91,10 @@ def test_a_file_where_a_folder_goes(predict, train, save, tmp_path):
     assert (tmp_path / "taken").read_text() == "mine"
 
 
-def test_a_process_of_its_own_says_the_same(save, weights, tmp_path):
+def test_a_process_of_its_own_says_the_same(shell, weights, tmp_path):
     """The console script itself: exit code 2, one line on stderr."""
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "x.nii.gz").write_bytes(b"nothing of the kind")
-    script = Path(sys.executable).with_name("vsuite-medical")
-    command = [str(script), "predict", "--weights", str(weights), str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--device", "cpu"]
-    finished = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert finished.returncode == 2
-    lines = finished.stderr.splitlines()
-    assert [line for line in lines if line.startswith("error: ")] == lines[-1:]
-    assert "x.nii.gz: is no readable NIfTI file" in lines[-1]
-    assert "Traceback" not in finished.stderr + finished.stdout
+    finished = shell("predict", "--weights", weights, tmp_path / "in", "--out", tmp_path / "out", "--device", "cpu")
+    line = finished.refused("x.nii.gz: is no readable NIfTI file")
+    assert finished.err.splitlines()[-1] == line

@@ -315,3 +315,59 @@ def test_an_id_without_name_or_with_two_is_refused() -> None:
     with pytest.raises(InputError, match="ids with two names: 1"):
         read_labels({"organ": 1, "lesion": 1})
     assert read_labels({"whole": (1, 2), "core": 2, "ignore": 3}) == {"whole": [1, 2], "core": 2, "ignore": 3}
+
+
+# --- what is in the way ---
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_an_earlier_evaluation_is_replaced_with_all_that_it_left(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    evaluate(folders, out=out)
+    (out / "notes.txt").write_text("mine")
+    (out / "pictures" / "mine.png").write_bytes(b"mine")
+    for name in "cd":
+        (folders[0] / f"{name}.nii.gz").unlink()
+        (folders[1] / f"{name}.nii.gz").unlink()
+    evaluate(folders, out=out)
+    assert sorted(path.name for path in (out / "pictures").iterdir()) == ["a.png", "b.png", "mine.png"]
+    assert json.loads((out / "metrics.json").read_text())["num_samples"] == 2
+    evaluate(folders, out=out, pictures=False)
+    assert [path.name for path in (out / "pictures").iterdir()] == ["mine.png"]
+    assert not (out / "report.html").exists(), "the report was of the earlier evaluation"
+    assert (out / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["summary.json", "metrics.csv", "metrics.json", "dice_raw.csv", "report.html"])
+@pytest.mark.parametrize("text", ["{}", '{"samples": []}', "nothing of ours"])
+def test_other_files_are_not_replaced(folders: tuple[Path, Path], tmp_path: Path, name: str, text: str) -> None:
+    """nnU-Net's own summary.json beside the predictions, say."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).write_text(text)
+    before = content(out)
+    with pytest.raises(InputError, match=rf"out/{name}: exists and is not of an earlier evaluation; .*--overwrite"):
+        evaluate(folders, out=out, pictures=False)
+    assert content(out) == before
+    evaluate(folders, out=out, pictures=False, overwrite=True)
+    assert json.loads((out / "metrics.json").read_text())["num_samples"] == 4
+
+
+def test_nothing_is_written_where_nothing_can_be_compared(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    evaluate(folders, out=tmp_path / "earlier")
+    before = content(tmp_path / "earlier")
+    for name in "abcd":
+        write(folders[0] / f"{name}.nii.gz", organ(), origin=50)
+    for out in (tmp_path / "new" / "inner" / "out", tmp_path / "earlier"):
+        with pytest.raises(
+            InputError, match=r"predictions: none of its 4 cases could be compared; first: .*a\.nii\.gz: not on the grid"
+        ) as caught:
+            evaluate(folders, out=out)
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "new").exists()
+    assert content(tmp_path / "earlier") == before
+    with pytest.raises(InputError, match=r"^\S*a\.nii\.gz: not on the grid"):
+        evaluate_folder(folders[0] / "a.nii.gz", folders[1] / "a.nii.gz", labels=LABELS)

@@ -132,7 +132,7 @@ def test_onnx_equals_the_network_and_carries_its_contract(tmp_path: Path) -> Non
         wanted = model(image).numpy()
     np.testing.assert_allclose(session.run(["pred"], {"image": image.numpy()})[0], wanted, atol=1e-4 * np.abs(wanted).max())
     contract = Contract.model_validate_json(exported.contract.read_text())
-    assert exported.contract == tmp_path / "network.json"
+    assert exported.contract == tmp_path / "network.onnx.json"
     assert contract.weights_sha256 == weights_digest(model)
     assert json.loads(session.get_modelmeta().custom_metadata_map["contract"]) == contract.model_dump(mode="json")
     assert str(exported).startswith(f"{exported.path}: differs from the network by at most")

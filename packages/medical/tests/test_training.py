@@ -20,26 +20,25 @@ from vsuite.medical.demo_data import make_demo_dataset
 from vsuite.medical.plan import Normalisation, Plan
 from vsuite.medical.training import RunSettings, SegmentationTask, check_network, resolve_settings, start_from
 
-OPTIONS = {
-    "attention_scale": "head_dim",
-    "patch_stride": [2, 2, 2, 2],
-    "embed_dims": [8, 8, 8, 8],
-    "num_heads": [1, 1, 1, 1],
-    "depths": [1, 1, 1, 1],
-    "mlp_ratios": [1, 1, 1, 1],
-    "decoder_head_embedding_dim": 8,
-}
+
+@pytest.fixture
+def settings_of(tiny_segformer3d):
+    def make(**changes) -> RunSettings:
+        plan = {"options": tiny_segformer3d, "patch_size": [16, 16, 16]}
+        given = {"name": "tiny", "data": "none", "plan": plan, "training": {"steps": 1, "batch_size": 2}}
+        return RunSettings.model_validate(given | changes)
+
+    return make
 
 
-def settings_of(**changes) -> RunSettings:
-    plan = {"options": OPTIONS, "patch_size": [16, 16, 16]}
-    return RunSettings.model_validate({"name": "tiny", "data": "none", "plan": plan, "training": {"steps": 1, "batch_size": 2}, **changes})
+@pytest.fixture
+def plan_of(tiny_segformer3d):
+    def make(options=(), **changes) -> Plan:
+        facts = {"channels": ["T1"], "normalisation": [Normalisation()], "labels": {"background": 0, "a": 1, "b": 2}}
+        given = {"patch_size": (16, 16, 16), "options": tiny_segformer3d | {"in_channels": 1, "num_classes": 3} | dict(options)}
+        return Plan.model_validate(facts | given | changes)
 
-
-def plan_of(**changes) -> Plan:
-    facts = {"channels": ["T1"], "normalisation": [Normalisation()], "labels": {"background": 0, "a": 1, "b": 2}}
-    options = OPTIONS | {"in_channels": 1, "num_classes": 3}
-    return Plan.model_validate(facts | {"patch_size": (16, 16, 16), "options": options} | changes)
+    return make
 
 
 # --- settings ---
@@ -84,7 +83,7 @@ def test_what_is_wrong_is_one_line(given: dict, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_settings_file_may_leave_the_data_set_open(tmp_path: Path) -> None:
+def test_a_settings_file_may_leave_the_data_set_open(tmp_path: Path, settings_of) -> None:
     content = settings_of().model_dump(mode="json")
     del content["data"]
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(content))
@@ -96,7 +95,7 @@ def test_a_settings_file_may_leave_the_data_set_open(tmp_path: Path) -> None:
 # --- before a run ---
 
 
-def test_a_network_that_fits_is_let_through() -> None:
+def test_a_network_that_fits_is_let_through(plan_of, settings_of) -> None:
     check_network(plan_of(), settings_of())
 
 
@@ -104,22 +103,22 @@ def test_a_network_that_fits_is_let_through() -> None:
     ("changes", "batch_size", "message"),
     [
         ({}, 1, "cannot be trained on 1 patch of 1 x 16 x 16 x 16"),
-        ({"options": OPTIONS | {"in_channels": 2, "num_classes": 3}}, 2, "cannot be trained on 2 patches"),
-        ({"options": OPTIONS | {"in_channels": 1, "num_classes": 4}}, 2, "has 4 outputs, the labels need 3"),
-        ({"options": OPTIONS | {"depthz": [1]}}, 2, "'depthz'"),
+        ({"options": {"in_channels": 2}}, 2, "cannot be trained on 2 patches"),
+        ({"options": {"num_classes": 4}}, 2, "has 4 outputs, the labels need 3"),
+        ({"options": {"depthz": [1]}}, 2, "'depthz'"),
         ({"model": "segformer5d"}, 2, "did you mean 'segformer3d'"),
     ],
 )
-def test_a_network_that_does_not_fit_is_refused(changes: dict, batch_size: int, message: str) -> None:
+def test_a_network_that_does_not_fit_is_refused(changes: dict, batch_size: int, message: str, plan_of, settings_of) -> None:
     with pytest.raises(InputError, match=message):
         check_network(plan_of(**changes), settings_of(training={"steps": 1, "batch_size": batch_size}))
 
 
-def test_starting_from_weights_keeps_all_but_the_classifier(tmp_path: Path) -> None:
+def test_starting_from_weights_keeps_all_but_the_classifier(tmp_path: Path, tiny_segformer3d) -> None:
     torch.manual_seed(0)
-    source = create_model("segformer3d", in_channels=1, num_classes=3, **OPTIONS)
+    source = create_model("segformer3d", in_channels=1, num_classes=3, **tiny_segformer3d)
     save_weights(source, tmp_path / "w.safetensors")
-    target, said = create_model("segformer3d", in_channels=1, num_classes=5, **OPTIONS), []
+    target, said = create_model("segformer3d", in_channels=1, num_classes=5, **tiny_segformer3d), []
     before = {name: value.clone() for name, value in target.state_dict().items()}
     start_from(target, tmp_path / "w.safetensors", say=said.append)
     for name, value in target.state_dict().items():
@@ -128,13 +127,13 @@ def test_starting_from_weights_keeps_all_but_the_classifier(tmp_path: Path) -> N
         assert torch.equal(value, wanted), name
     assert len(said) == 1
     assert "left as initialised" in said[0]
-    same, said = create_model("segformer3d", in_channels=1, num_classes=3, **OPTIONS), []
+    same, said = create_model("segformer3d", in_channels=1, num_classes=3, **tiny_segformer3d), []
     start_from(same, tmp_path / "w.safetensors", say=said.append)
     assert said == []
 
 
-def test_starting_from_another_model_is_refused(tmp_path: Path) -> None:
-    target = create_model("segformer3d", in_channels=1, num_classes=3, **OPTIONS)
+def test_starting_from_another_model_is_refused(tmp_path: Path, tiny_segformer3d) -> None:
+    target = create_model("segformer3d", in_channels=1, num_classes=3, **tiny_segformer3d)
     save_weights(torch.nn.Conv3d(1, 3, 3), tmp_path / "conv.pth")
     with pytest.raises(InputError, match=r"conv\.pth: does not fit"):
         start_from(target, tmp_path / "conv.pth")
@@ -149,8 +148,8 @@ def description(tmp_path_factory: pytest.TempPathFactory):
     return read_dataset(folder)
 
 
-@pytest.fixture(scope="module")
-def task(description, tmp_path_factory: pytest.TempPathFactory) -> SegmentationTask:
+@pytest.fixture
+def task(description, settings_of, tmp_path_factory: pytest.TempPathFactory) -> SegmentationTask:
     settings = settings_of(validation={"overlap": 0})
     plan = make_plan(description, fingerprint(description, progress=False), settings.plan)
     names = [case.name for case in description.training]

@@ -1,7 +1,7 @@
 """Reading and saving weights, safely: published checkpoints -> our names, and back.
 
 Nothing here ever unpickles arbitrary objects: `.pth`, `.pt`, `.bin` and `.ckpt` are read with
-`weights_only=True`, `.npz` without pickles.
+`weights_only=True`, else by `read_restricted`, which makes inert placeholders of them, `.npz` without pickles.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from vsuite.core import registry
 from vsuite.core.errors import InputError, unknown
 from vsuite.core.files import atomic_path
 from vsuite.core.registry import PublishedLayout
+from vsuite.core.unpickling import read_restricted
 
 Source = str | Path | BinaryIO | Mapping[str, Any]
 
@@ -143,6 +144,8 @@ def _read_file(path: Path) -> Any:
             with np.load(path, allow_pickle=False) as archive:
                 return {name: archive[name] for name in archive.files}
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError:  # objects beside the weights, as mmengine leaves them, or damaged
+        return read_restricted(path)
     except Exception as error:  # the readers raise many kinds for damaged files
         raise _unreadable(path, error) from error
 
@@ -166,6 +169,25 @@ def _unreadable(label: object, error: Exception) -> InputError:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def find_weights(source: str | Path) -> Path:
+    """The file at a path, the best weights of a run folder, else the weights of this name that an installed package ships.
+
+    Raises:
+        InputError: for a missing file, another ending than `SUFFIXES`, and an unknown name (naming the nearest).
+    """
+    for path in (Path(source), Path(source) / "checkpoints" / "best.safetensors"):
+        if path.is_file():
+            if path.suffix not in SUFFIXES:
+                raise InputError(f"{path}: weights end in one of {', '.join(SUFFIXES)}")
+            return path
+    shipped = {name: path for model in registry.list_models(with_weights=True) for name, path in registry.model_info(model).weights.items()}
+    if str(source) in shipped:
+        return shipped[str(source)]
+    if Path(source).suffix:
+        raise InputError(f"{source}: no such file")
+    raise unknown("weights (and no such file)", str(source), shipped)
 
 
 def read_metadata(source: Source) -> dict[str, Any]:
@@ -405,13 +427,13 @@ def save_weights(
     Args:
         path: ends in `.safetensors`, `.pth`, `.pt` or `.bin`.
         published: use the authors' names, so that other tools load the file.
-        dtype: store floating-point tensors in this type, such as `torch.float16`.
+        dtype: store floating-point tensors in this type, such as `torch.float16`; values beyond its range are an `InputError`.
         metadata: further facts to keep beside the tensors (safetensors only; see `read_metadata`).
     """
     path = Path(path)
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     if dtype is not None:
-        state = {name: value.to(dtype) if value.is_floating_point() else value for name, value in state.items()}
+        state = {name: _converted(value, dtype, name) if value.is_floating_point() else value for name, value in state.items()}
     layout = _layout_of(model) if published else None
     state = rename(state, layout, to_published=True) if layout else state
     if path.suffix == ".safetensors":
@@ -427,3 +449,11 @@ def save_weights(
         raise InputError(f"{path}: weights are saved as .safetensors, .pth, .pt or .bin")
     with atomic_path(path) as temporary:  # plain bytes, so that a full disk shows as an OSError whatever the format
         temporary.write_bytes(data)
+
+
+def _converted(value: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    converted = value.to(dtype)
+    if not torch.equal(converted.isfinite(), value.isfinite()):
+        largest = value[value.isfinite()].abs().max()
+        raise InputError(f"{name} holds values up to {largest:.4g}, more than {dtype} can hold; save in float32 or bfloat16")
+    return converted

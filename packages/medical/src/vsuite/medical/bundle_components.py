@@ -23,7 +23,7 @@ from vsuite.medical.data.nifti import Volume, read_image, write_label
 from vsuite.medical.inference.files import find_cases
 from vsuite.medical.inference.predictor import Predictor
 from vsuite.medical.inference.restore import restore_label
-from vsuite.medical.inference.sliding_window import Blend, stream_slabs, thinnest_slab
+from vsuite.medical.inference.sliding_window import Blend, thinnest_slab
 from vsuite.medical.plan import Plan
 from vsuite.medical.preprocess import Prepared, preprocess
 
@@ -88,19 +88,8 @@ class WindowInferer(Inferer):
         return torch.stack([self._logits(predictor, volume) for volume in _plain(inputs)])
 
     def _logits(self, predictor: Predictor, volume: Tensor) -> Tensor:
-        window = self.plan.patch_size
-        axis = thinnest_slab(volume.shape[1:], window)
-        slabs = stream_slabs(
-            volume,
-            window,
-            predictor.logits,
-            self.overlap,
-            self.blend,
-            axis=axis,
-            batch_size=predictor.batch_size,
-            device=predictor.device,
-        )
-        return torch.cat([slab.clone() for slab in slabs], axis + 1)  # each holds good only until the next
+        slabs, axis = predictor.slabs(volume)
+        return torch.cat([slab.clone() for slab in slabs], axis + 1)
 
 
 class LabelOnFileGrid(Transform):

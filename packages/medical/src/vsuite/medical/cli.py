@@ -15,15 +15,10 @@ from vsuite.core.errors import InputError
 app = new_app("vsuite-medical", "3D medical image segmentation: from NIfTI files to trained, evaluated and exported models.")
 
 OptionalData = Annotated[Path | None, typer.Option("--data", help="Data set: Decathlon or nnU-Net folder, or images/ and labels/.")]
-OptionalModel = Annotated[str | None, typer.Option("--model", help="Name of a model, in place of the recipe's.")]
-OptionalPrecision = Annotated[Literal["fp32", "bf16", "fp16"] | None, typer.Option("--precision", help="In place of the recipe's.")]
-OptionalBatchSize = Annotated[int | None, typer.Option("--batch-size", min=1, help="In place of the recipe's.")]
-OptionalSeed = Annotated[int | None, typer.Option("--seed", min=0, help="In place of the recipe's.")]
 PlanOption = Annotated[
     str | None,
     typer.Option("--plan", help="For weights that hold none, such as the authors': a plan.yaml, or the recipe (brats2017)."),
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue what is in the output folder.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is in the output.")]
 Overlap = Annotated[float, typer.Option("--overlap", help="Of neighbouring windows, 0 to below 1.")]
 Blend = Annotated[Literal["gaussian", "constant"], typer.Option("--blend", help="Weights of overlapping windows.")]
@@ -35,16 +30,16 @@ def train(
     recipe: Annotated[str | None, typer.Option("--recipe", help="brats2017, generic (default), hippocampus, or a YAML file.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Run folder [default: runs/DATASET-RECIPE].")] = None,
     config: Annotated[Path | None, typer.Option("--config", help="A run's settings.yaml, in place of a recipe.")] = None,
-    model: OptionalModel = None,
+    model: options.OptionalModel = None,
     weights: options.Weights = None,
     split: Annotated[Path | None, typer.Option("--split", help="JSON with the names of train and val cases.")] = None,
     fold: Annotated[int | None, typer.Option("--fold", help="Which of --folds parts (or of the split file) validates.")] = None,
     folds: Annotated[int | None, typer.Option("--folds", help="Parts of the cross-validation [default: 5].")] = None,
     device: options.Device = "auto",
-    precision: OptionalPrecision = None,
-    batch_size: OptionalBatchSize = None,
-    seed: OptionalSeed = None,
-    resume: Resume = False,
+    precision: options.OptionalPrecision = None,
+    batch_size: options.OptionalBatchSize = None,
+    seed: options.OptionalSeed = None,
+    resume: options.Resume = False,
     overrides: options.Set = [],  # noqa: B006
 ) -> None:
     """Train on a data set, by a recipe."""
@@ -83,7 +78,7 @@ def predict(
     plan: PlanOption = None,
     device: options.Device = "auto",
     precision: options.Precision = "fp32",
-    batch_size: OptionalBatchSize = None,
+    batch_size: options.OptionalBatchSize = None,
     overlap: Overlap = 0.5,
     blend: Blend = "gaussian",
     mirror: Annotated[bool, typer.Option("--mirror", help="Average over mirrored images; slower, a little better.")] = False,
@@ -93,7 +88,7 @@ def predict(
         list[str], typer.Option("--largest-component", help="Keep the largest part of this label (name or id); may be repeated.")
     ] = [],  # noqa: B006
     smallest_component: Annotated[float, typer.Option("--smallest-component", min=0, help="Drop parts below so many mm^3.")] = 0.0,
-    resume: Resume = False,
+    resume: options.Resume = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Label images, each in its own grid."""
@@ -132,11 +127,13 @@ def evaluate(
     images: Annotated[Path | None, typer.Option("--images", help="Folder of the images, for the pictures.")] = None,
     pictures: Annotated[bool, typer.Option("--pictures/--no-pictures", help="Draw every case, and write report.html.")] = True,
     missing_as_empty: Annotated[bool, typer.Option("--missing-as-empty", help="A missing prediction counts as an empty one.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are not of an earlier evaluation, too.")] = False,
 ) -> None:
     """Compare predictions with references: Dice, HD95, NSD, volumes, a case and structure."""
     from vsuite.medical.evaluation import evaluate_folder
-    from vsuite.medical.evaluation_files import print_evaluation
+    from vsuite.medical.evaluation_files import earlier_cases, print_evaluation
 
+    replaced = earlier_cases(out) is not None
     found = evaluate_folder(
         predictions,
         data,
@@ -147,9 +144,11 @@ def evaluate(
         pictures=pictures,
         images=images,
         missing_as_empty=missing_as_empty,
+        overwrite=overwrite,
     )
     print_evaluation(found)
-    typer.echo(f"files in {out}" + (f", report: {out / 'report.html'}" if pictures else ""))
+    where = f"files in {out}" + (", in place of an earlier evaluation" if replaced else "")
+    typer.echo(where + (f", report: {out / 'report.html'}" if pictures else ""))
     if found.failed:
         raise InputError(f"{len(found.failed)} of {len(found.cases)} cases could not be compared; first: {found.failed[0].error}")
 
@@ -172,8 +171,9 @@ def export(
     from vsuite.medical import export as exports
 
     source = _with_plan(weights, plan)
-    if form != "bundle" and out.exists() and not overwrite:
-        raise InputError(f"{out}: exists; --overwrite replaces it")
+    taken = [path for path in (out, exports.contract_path(out)) if path.exists()]
+    if form != "bundle" and taken and not overwrite:
+        raise InputError(f"{taken[0]}: exists; --overwrite replaces it")
     if form == "bundle":
         written: Any = exports.export_bundle(source, out, overlap=overlap, blend=blend, overwrite=overwrite)
     elif form == "onnx":
@@ -195,7 +195,8 @@ def demo(out: options.Out = Path("demo"), seed: options.Seed = 0, overwrite: Ove
 
 def _with_plan(weights: str, plan: str | None) -> Any:
     """The weights as they are, or with the plan that they lack."""
-    from vsuite.medical.inference.predictor import find_weights, load_model_and_plan
+    from vsuite.core.weights import find_weights
+    from vsuite.medical.inference.predictor import load_model_and_plan
     from vsuite.medical.recipes import find_plan
 
     return find_weights(weights) if plan is None else load_model_and_plan(weights, find_plan(plan))

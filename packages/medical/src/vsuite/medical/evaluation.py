@@ -6,6 +6,7 @@ Written are `summary.json` in nnU-Net's schema, `metrics.csv` (one line a case a
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import threading
@@ -99,6 +100,7 @@ def evaluate_folder(
     pictures: bool = True,
     images: str | Path | None = None,
     missing_as_empty: bool = False,
+    overwrite: bool = False,
     workers: int | None = None,
 ) -> Evaluation:
     """Compares every reference with the prediction of the same name.
@@ -117,11 +119,15 @@ def evaluate_folder(
         images: folder of the images that the pictures show; None looks for one beside the references (imagesTr for
             labelsTr), else the pictures show contours alone.
         missing_as_empty: compare a reference without a prediction with an empty one, instead of recording an error.
+        overwrite: replace files in `out` that are not of an earlier evaluation; those of one are replaced in any case.
         workers: threads; None takes one a processor, four at most.
 
     Raises:
-        InputError: for folders without label maps and unreadable label names. Before the first case is compared.
+        InputError: for folders without label maps, unreadable label names and files in the way, before the first case is
+            compared; and if no case could be compared. Nothing is written then.
     """
+    from vsuite.medical.evaluation_files import check_place, write_evaluation
+
     rules = find_convention(convention)
     if nsd_tolerance_mm < 0 or not math.isfinite(nsd_tolerance_mm):
         raise InputError(f"the NSD's tolerance must be a distance in mm from 0 up; got {nsd_tolerance_mm}")
@@ -142,8 +148,10 @@ def evaluate_folder(
     if images is not None and not Path(images).is_dir():
         raise InputError(f"{images}: no such folder of images")
     folder = None if out is None else Path(out)
+    new_folders: list[Path] = []
     if folder is not None:
-        _make_writable(folder)
+        check_place(folder, overwrite=overwrite)
+        new_folders = _make_writable(folder)
 
     def compare(name: str) -> CaseResult:
         case = CaseResult(name, wanted[name], found.get(name), {})
@@ -159,9 +167,13 @@ def evaluate_folder(
         cases = list(pool.map(compare, sorted(wanted)))
     shown = {name: ids for name, ids in names.items() if name not in ("background", "ignore")}
     evaluation = Evaluation(cases, shown, rules, nsd_tolerance_mm, sorted(found.keys() - wanted.keys()))
+    if not evaluation.compared:
+        for made in new_folders:
+            with contextlib.suppress(OSError):  # not empty: others use it
+                made.rmdir()
+        first = evaluation.failed[0].error
+        raise InputError(first if len(cases) == 1 else f"{predictions}: none of its {len(cases)} cases could be compared; first: {first}")
     if folder is not None:
-        from vsuite.medical.evaluation_files import write_evaluation
-
         write_evaluation(evaluation, folder, with_report=pictures)
     return evaluation
 
@@ -245,13 +257,16 @@ def _label_maps(path: Path) -> dict[str, Path]:
     return {p.name.removesuffix(".gz").removesuffix(".nii"): p for p in files}
 
 
-def _make_writable(folder: Path) -> None:
+def _make_writable(folder: Path) -> list[Path]:
+    """The folders that had to be made, innermost first."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{folder}: cannot be written: {error.strerror or error}") from error
     if not os.access(folder, os.W_OK):
         raise InputError(f"{folder}: cannot be written to")
+    return made
 
 
 # --- names of the labels ---

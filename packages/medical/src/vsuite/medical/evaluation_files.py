@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from vsuite.core.errors import InputError
 from vsuite.core.evaluation import EvaluationResult, Row, write_json
 from vsuite.core.evaluation.metrics import mean
 from vsuite.core.files import write_text
@@ -22,17 +23,44 @@ from vsuite.medical.metrics import Scores
 _OVERLAP = {"Dice": "dice", "IoU": "iou"}  # nnU-Net's names -> ours
 _VOXELS = {"FP": "fp", "TP": "tp", "FN": "fn", "TN": "tn", "n_pred": "n_pred", "n_ref": "n_ref"}
 
+MONAI_TABLES = ("dice", "hd95", "nsd")
+TABLES = tuple(f"{metric}_{kind}.csv" for metric in MONAI_TABLES for kind in ("raw", "summary"))
+FILES = ("summary.json", "metrics.csv", "metrics.json", "report.html", *TABLES)
 MOST_ERRORS = 5  # lines on the terminal about cases that could not be compared
+
+
+def earlier_cases(folder: Path) -> list[str] | None:
+    """The cases of the evaluation that lies in a folder; None where there is none."""
+    try:
+        content = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        return [str(sample["name"]) for sample in content["samples"]] if "nsd_tolerance_mm" in content else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def check_place(folder: Path, *, overwrite: bool) -> None:
+    """Refuses a folder where a result would replace a file that is not of an earlier evaluation."""
+    taken = [name for name in FILES if (folder / name).exists()]
+    if taken and not overwrite and earlier_cases(folder) is None:
+        raise InputError(f"{folder / taken[0]}: exists and is not of an earlier evaluation; choose another folder, or --overwrite")
+
+
+def _remove_outdated(evaluation: Evaluation, folder: Path, *, with_report: bool) -> None:
+    """Removes what an earlier evaluation left and this one does not replace, since it would pass for a result of this one."""
+    earlier = earlier_cases(folder)
+    if earlier is None:
+        return
+    drawn = {case.name for case in evaluation.compared if not case.no_picture} if with_report else set()
+    for path in (folder / "pictures").glob("*.png"):
+        if path.stem in set(earlier) - drawn:
+            path.unlink()
+    if not with_report:
+        (folder / "report.html").unlink(missing_ok=True)
 
 
 def write_evaluation(evaluation: Evaluation, folder: Path, *, with_report: bool) -> None:
     """Writes `summary.json`, `metrics.csv`, `metrics.json`, MONAI's tables and, where asked, `report.html`."""
-    write_text(folder / "summary.json", json.dumps(nnunet_summary(evaluation), indent=4) + "\n")
-    write_text(folder / "metrics.csv", tidy_csv(evaluation))
-    for metric in ("dice", "hd95", "nsd"):
-        raw, summary = monai_csv(evaluation, metric)
-        write_text(folder / f"{metric}_raw.csv", raw)
-        write_text(folder / f"{metric}_summary.csv", summary)
+    _remove_outdated(evaluation, folder, with_report=with_report)
     facts = {
         "convention": evaluation.convention.name,
         "hd95_unit": evaluation.convention.distance_unit,
@@ -43,7 +71,13 @@ def write_evaluation(evaluation: Evaluation, folder: Path, *, with_report: bool)
         "errors": {case.name: case.error for case in evaluation.failed},
         "predictions_without_reference": evaluation.unused,
     }
-    write_json(_as_result(evaluation), folder / "metrics.json", facts)
+    write_json(_as_result(evaluation), folder / "metrics.json", facts)  # the first, since it tells an evaluation from other files
+    write_text(folder / "summary.json", json.dumps(nnunet_summary(evaluation), indent=4) + "\n")
+    write_text(folder / "metrics.csv", tidy_csv(evaluation))
+    for metric in MONAI_TABLES:
+        raw, summary = monai_csv(evaluation, metric)
+        write_text(folder / f"{metric}_raw.csv", raw)
+        write_text(folder / f"{metric}_summary.csv", summary)
     if with_report:
         write_text(folder / "report.html", report(evaluation, folder / "pictures"))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.resources
 import math
 from pathlib import Path
 from typing import Literal
@@ -10,8 +9,9 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from vsuite.core.errors import InputError, unknown
+from vsuite.core.training import recipes
 from vsuite.core.training.schedules import register_schedule
-from vsuite.core.training.settings import TrainingSettings, load_settings
+from vsuite.core.training.settings import TrainingSettings
 from vsuite.medical.data.planning import PlanSettings, fixed_plan, load_plan
 from vsuite.medical.data.transforms import AugmentationSettings
 from vsuite.medical.metrics import find_convention
@@ -75,8 +75,7 @@ class RecipeSettings(BaseModel):
 
 def list_recipes() -> list[str]:
     """Names of the recipes that the package ships."""
-    files = (importlib.resources.files("vsuite.medical") / "recipes").iterdir()
-    return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
+    return recipes.list_recipes("vsuite.medical")
 
 
 def load_recipe(source: str | Path) -> RecipeSettings:
@@ -85,13 +84,7 @@ def load_recipe(source: str | Path) -> RecipeSettings:
     Raises:
         InputError: for an unknown name (naming the nearest) and for what is wrong in a file.
     """
-    path = Path(source)
-    if path.suffix in (".yaml", ".yml", ".json") or path.is_file():
-        return load_settings(path, RecipeSettings)
-    if str(source) not in list_recipes():
-        raise unknown("recipe (and no such file)", str(source), list_recipes())
-    with importlib.resources.as_file(importlib.resources.files("vsuite.medical") / "recipes" / f"{source}.yaml") as file:
-        return load_settings(file, RecipeSettings)
+    return recipes.load_recipe("vsuite.medical", source, RecipeSettings)
 
 
 def find_plan(source: str | Path) -> Plan:

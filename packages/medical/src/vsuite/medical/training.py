@@ -20,12 +20,12 @@ from vsuite.core.training import TrainingResult, apply_overrides, check_settings
 from vsuite.core.training import train as run_training
 from vsuite.core.training.processes import first_alone, process_group
 from vsuite.core.training.settings import read_yaml
+from vsuite.core.weights import find_weights
 from vsuite.medical.data.datasets import DatasetDescription, describe, read_dataset
 from vsuite.medical.data.planning import fingerprint, load_plan, make_plan, save_fingerprint, save_plan
 from vsuite.medical.data.splits import Split, split_cases
 from vsuite.medical.data.training_data import CaseStore, TrainingData, ValidationData, ignore_index
 from vsuite.medical.inference import Predictor
-from vsuite.medical.inference.predictor import find_weights
 from vsuite.medical.inference.sliding_window import crop_to
 from vsuite.medical.losses import LOSSES
 from vsuite.medical.metrics import DiceMetric

@@ -1,4 +1,4 @@
-"""The commands `vsuite models`, `info`, `bench` and `doctor`."""
+"""The commands `vsuite models`, `info`, `bench` and `doctor`; those for images come from `vsuite.core.cli.images`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vsuite.core.cli import options
+from vsuite.core.cli import images, options
 from vsuite.core.cli.app import new_app
 from vsuite.core.errors import InputError
 from vsuite.core.registry import ModelInfo, PublishedResult, list_models, model_info
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from vsuite.core.bench import Conditions, Subject
 
 app = new_app("vsuite-core", "vsuite: published vision systems for volumes, point clouds, skeletons and images.")
+
+for _command in (images.train, images.predict, images.evaluate):
+    app.command()(_command)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 

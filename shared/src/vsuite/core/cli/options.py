@@ -23,6 +23,12 @@ Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N
 Precision = Annotated[Literal["fp32", "bf16", "fp16"], typer.Option("--precision", help="fp32, or autocast to bf16 or fp16.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Samples at a time.")]
 Seed = Annotated[int, typer.Option("--seed", help="Start of all random numbers.")]
+# What a recipe decides, unless the user does.
+OptionalModel = Annotated[str | None, typer.Option("--model", help="Name of a model, in place of the recipe's.")]
+OptionalPrecision = Annotated[Literal["fp32", "bf16", "fp16"] | None, typer.Option("--precision", help="In place of the recipe's.")]
+OptionalBatchSize = Annotated[int | None, typer.Option("--batch-size", min=1, help="In place of the recipe's.")]
+OptionalSeed = Annotated[int | None, typer.Option("--seed", min=0, help="In place of the recipe's.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue what is in the output folder.")]
 Config = Annotated[Path | None, typer.Option("--config", help="Settings file (YAML).")]
 Set = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override one setting; may be repeated.")]
 

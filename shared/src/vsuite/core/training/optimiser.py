@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -13,25 +14,48 @@ from vsuite.core.training.settings import TrainingSettings
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
 
 
-def parameter_groups(model: nn.Module, weight_decay: float, *, decay_norms_and_biases: bool = False) -> list[dict[str, object]]:
-    """The trainable parameters in two groups: those that decay, and norms, biases and one-dimensional ones that do not."""
-    decayed: list[Tensor] = []
-    kept: list[Tensor] = []
+def parameter_groups(
+    model: nn.Module, weight_decay: float, *, decay_norms_and_biases: bool = False, layer_decay: float | None = None
+) -> list[dict[str, object]]:
+    """The trainable parameters in groups: those that decay, and norms, biases and one-dimensional ones that do not.
+
+    Parameters whose names end in one of the model's `no_decay`, where it has that, do not decay either.
+
+    Args:
+        layer_decay: makes two groups of each layer, the last layer first; each has a `scale` of its learning rate, which is
+            1 for the last layer and this factor smaller for each one before. Layers are told apart by the model's `layer_id`.
+
+    Raises:
+        InputError: for a model that does not number its layers.
+    """
+    layer_id: Callable[[str], int] | None = getattr(model, "layer_id", None)
+    if layer_decay is not None and layer_id is None:
+        raise InputError(f"layer_decay: {type(model).__name__} does not number its layers (layer_id); leave it out (null)")
+    endings = tuple(getattr(model, "no_decay", ()))
+    groups: dict[tuple[int, bool], list[Tensor]] = {}
     seen: set[Tensor] = set()
-    for module in model.modules():
+    for prefix, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
             if parameter in seen or not parameter.requires_grad:
                 continue
             seen.add(parameter)
-            spared = parameter.ndim <= 1 or name == "bias" or isinstance(module, NORMS)
-            (kept if spared and not decay_norms_and_biases else decayed).append(parameter)
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+            full = f"{prefix}.{name}" if prefix else name
+            spared = parameter.ndim <= 1 or name == "bias" or isinstance(module, NORMS) or full.endswith(endings)
+            layer = layer_id(full) if layer_decay is not None and layer_id is not None else 0
+            groups.setdefault((layer, spared and not decay_norms_and_biases), []).append(parameter)
+    last = max((layer for layer, _ in groups), default=0)
+    return [
+        {"params": groups[layer, spared], "weight_decay": 0.0 if spared else weight_decay}
+        | ({} if layer_decay is None else {"scale": layer_decay ** (last - layer)})
+        for layer, spared in sorted(groups, key=lambda key: (-key[0], key[1]))
+    ]
 
 
 def make_optimiser(model: nn.Module, settings: TrainingSettings) -> torch.optim.AdamW:
     """AdamW as the settings ask."""
-    groups = parameter_groups(model, settings.weight_decay, decay_norms_and_biases=settings.decay_norms_and_biases)
+    groups = parameter_groups(
+        model, settings.weight_decay, decay_norms_and_biases=settings.decay_norms_and_biases, layer_decay=settings.layer_decay
+    )
     if not groups:
         raise InputError(f"{type(model).__name__} has no parameters to train")
     return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas)

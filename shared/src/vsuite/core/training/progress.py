@@ -117,8 +117,14 @@ class Progress:
             numbers = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items() if "/" not in name)
             self.console.print(f"step {step}/{self.total}  validation: {numbers}{'  (best so far)' if improved else ''}")
 
+    def say(self, line: str) -> None:
+        """Prints a line (above the bar where there is one)."""
+        if self.shown:
+            self.console.print(line, soft_wrap=True)
+
     def close(self) -> None:
         """Leaves the terminal as it was."""
         if self.bar is not None:
             self.bar.refresh()
             self.bar.stop()
+            self.bar = None

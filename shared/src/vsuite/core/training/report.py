@@ -55,19 +55,20 @@ summary { cursor: pointer; }
 """ + "".join(f".c{i} {{ color: var(--c{i}); stroke: var(--c{i}); }}\n" for i in range(8))
 
 
-def page(title: str, sections: Sequence[tuple[str, str]], *, subtitle: str = "") -> str:
+def page(title: str, sections: Sequence[tuple[str, str]], *, subtitle: str = "", tab: str = "") -> str:
     """A whole HTML page.
 
     Args:
         sections: (heading, HTML) pairs; one with empty HTML is left out.
         subtitle: a line of plain text below the title.
+        tab: the title of the window; `title` unless given.
     """
     body = "".join(f"<section><h2>{html.escape(heading)}</h2>\n{content}</section>\n" for heading, content in sections if content)
     below = f'<p class="faint">{html.escape(subtitle)}</p>\n' if subtitle else ""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style></head>\n"
+        f"<title>{html.escape(tab or title)}</title>\n<style>{STYLE}</style></head>\n"
         f"<body><h1>{html.escape(title)}</h1>\n{below}{body}</body></html>\n"
     )
 
@@ -223,10 +224,11 @@ def write_report(folder: str | Path) -> Path:
     records = read_records(folder / "metrics.jsonl")
     losses = [record for record in records if "loss" in record]
     validations = [record for record in records if "validation" in record]
-    subtitle = "nothing logged yet"
+    place = "/".join(folder.resolve().parts[-2:])
+    state = "nothing logged yet"
     if losses:
         last = losses[-1]
-        subtitle = f"step {last['step']:,}, epoch {last['epoch']:.4g}, {duration(last['seconds'])} of training"
+        state = f"step {last['step']:,}, epoch {last['epoch']:.4g}, {duration(last['seconds'])} of training"
     settings = (folder / "settings.yaml").read_text(encoding="utf-8")
     sections = [
         ("Validation", _validation_table(validations, settings)),
@@ -234,8 +236,21 @@ def write_report(folder: str | Path) -> Path:
         ("Pictures", _pictures(folder / "pictures")),
         ("Settings", f"<details><summary>All settings of this run</summary><pre>{html.escape(settings)}</pre></details>"),
     ]
-    write_text(folder / "report.html", page(f"Training run {folder.resolve().name}", sections, subtitle=subtitle))
+    title = _title(settings)
+    write_text(folder / "report.html", page(title, sections, subtitle=f"{place}, {state}", tab=f"{title}: {place}"))
     return folder / "report.html"
+
+
+def _title(settings: str) -> str:
+    """What was trained and by which recipe, as far as the settings say so."""
+    import yaml
+
+    values = yaml.safe_load(settings)
+    model, recipe = _find(values, "model"), values.get("name") if isinstance(values, Mapping) else None
+    by = f" by the recipe {recipe}" if isinstance(recipe, str) else ""
+    if not isinstance(model, str):
+        return f"Training{by}"
+    return f"{model} trained{by}" if by else f"Training of {model}"
 
 
 def _loss_charts(losses: Sequence[Mapping[str, Any]]) -> list[str]:

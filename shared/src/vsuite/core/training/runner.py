@@ -3,36 +3,34 @@
 What is replaced and why (as of mmengine 0.10.7): checkpoints (not atomic, not readable with `weights_only`, without
 random states or the sampler's position), autocast and several processes without CUDA (both crash), the collection of
 facts about the environment (crashes beside a broken torchvision), names of experiments (one-second resolution, so two
-runs share their logs), and the files it leaves about. An iteration of mmengine is one forward pass; a step of ours is
-one update, `accumulate` iterations. Everything that is kept happens between steps.
+runs share their logs), and the files it leaves about. The loop itself is in `loop.py`. Everything that is kept happens
+between steps.
 """
 
 from __future__ import annotations
 
-import contextlib
-import math
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.hooks import Hook
 from mmengine.logging import MessageHub, MMLogger
-from mmengine.optim import OptimWrapper
 from mmengine.registry import DefaultScope
-from mmengine.runner import BaseLoop, Runner
+from mmengine.runner import Runner
 from mmengine.runner.utils import set_random_seed
 from mmengine.visualization import Visualizer
 from pydantic import BaseModel
-from torch import Tensor, nn
+from torch import nn
 
 from vsuite.core.devices import pick_device
 from vsuite.core.errors import InputError
 from vsuite.core.files import remove_leftovers, writing
 from vsuite.core.training import checkpoint, processes, progress
 from vsuite.core.training.data import StreamSampler, make_loader, to_device
+from vsuite.core.training.loop import AutocastOptimiser, TaskModel, TrainingLoop
 from vsuite.core.training.optimiser import AveragedModel, make_optimiser
 from vsuite.core.training.report import write_report
 from vsuite.core.training.schedules import get_schedule
@@ -55,7 +53,10 @@ def train(
     """Trains a model into a run folder, alone or as one of the processes that torchrun started.
 
     A run that was killed continues with `resume` from its last checkpoint, on the CPU to bit-equal losses; with
-    `resume` a folder without a run starts one.
+    `resume` a folder without a run starts one. Ctrl-C saves the step that is being made and raises `KeyboardInterrupt`.
+
+    A run, also a finished one, may be lengthened: resumed with more `steps` or `epochs`. From there on, the learning
+    rate is the schedule's over the new length.
 
     Args:
         device: "auto", "cpu", "cuda" or "cuda:N".
@@ -75,105 +76,11 @@ def train(
         try:
             runner.train()
             return runner.result()
+        except KeyboardInterrupt:
+            runner.tell_interrupted()
+            raise
         finally:
             runner.close()
-
-
-class AutocastOptimiser(OptimWrapper):
-    """mmengine's wrapper (accumulation, gradients shared at the last pass only) with autocast on any device."""
-
-    def __init__(self, optimizer: torch.optim.Optimizer, settings: TrainingSettings, device: torch.device) -> None:
-        super().__init__(optimizer, accumulative_counts=settings.accumulate)
-        self.device = device
-        self.dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[settings.precision]
-        self.largest_norm = settings.clip_gradients
-        self.scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
-
-    def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        return torch.autocast(self.device.type, dtype=self.dtype) if self.dtype else contextlib.nullcontext()
-
-    @contextlib.contextmanager
-    def optim_context(self, model: nn.Module) -> Iterator[None]:
-        with super().optim_context(model), self.autocast():
-            yield
-
-    def backward(self, loss: Tensor, **kwargs: Any) -> None:
-        self.scaler.scale(loss).backward(**kwargs)
-        self._inner_count += 1
-
-    def step(self, **kwargs: Any) -> None:
-        self.scaler.unscale_(self.optimizer)
-        if self.largest_norm is not None:
-            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-            nn.utils.clip_grad_norm_(parameters, self.largest_norm)
-        self.scaler.step(self.optimizer, **kwargs)
-        self.scaler.update()
-
-
-class TaskModel(nn.Module):
-    """What mmengine calls: one training pass of the task's model, which may be wrapped for several processes."""
-
-    def __init__(self, task: TrainingTask, network: nn.Module) -> None:
-        super().__init__()
-        self.task = task
-        self.network = network
-
-    def train_step(self, data: dict[str, Tensor], optim_wrapper: AutocastOptimiser) -> dict[str, Tensor]:
-        with optim_wrapper.optim_context(self.network):
-            terms = self.task.loss(self.network, data)
-        loss = torch.stack([term.float() for term in terms.values()]).sum()
-        optim_wrapper.update_params(loss)
-        return {"loss": loss.detach(), **{name: term.detach() for name, term in terms.items() if name != "loss"}}
-
-
-class TrainingLoop(BaseLoop):
-    """Iterations until the last step; mmengine's hooks see the usual attributes and calls."""
-
-    def __init__(self, runner: TrainingRunner) -> None:
-        super().__init__(runner, runner.loader)
-        self.max_iters = runner.total_steps * runner.settings.accumulate
-        self.iter = 0
-        self.stop_training = False  # may be set by a hook; heeded between steps
-
-    @property
-    def epoch(self) -> int:
-        return int(self.runner.epochs_done(self.iter))
-
-    @property
-    def max_epochs(self) -> int:
-        return math.ceil(self.runner.epochs_done(self.max_iters))
-
-    def run(self) -> None:
-        runner: TrainingRunner = self.runner
-        runner.call_hook("before_train")
-        runner.call_hook("before_train_epoch")
-        runner.model.train()
-        batches = iter(self.dataloader)
-        epoch = self.epoch
-        while self.iter < self.max_iters and not (self.stop_training and runner.between_steps):
-            batch = to_device(_next_batch(batches), runner.device)
-            if runner.between_steps:
-                runner.set_learning_rate()
-            runner.call_hook("before_train_iter", batch_idx=self.iter, data_batch=batch)
-            outputs = runner.model.train_step(batch, optim_wrapper=runner.optim_wrapper)
-            runner.window.passes.append(outputs)
-            runner.call_hook("after_train_iter", batch_idx=self.iter, data_batch=batch, outputs=outputs)
-            self.iter += 1
-            if runner.between_steps:
-                runner.finish_step()
-            if self.epoch > epoch and self.iter < self.max_iters:
-                epoch = self.epoch
-                runner.call_hook("after_train_epoch")
-                runner.call_hook("before_train_epoch")
-        runner.call_hook("after_train_epoch")
-        runner.call_hook("after_train")
-
-
-def _next_batch(batches: Iterator[dict[str, Any]]) -> dict[str, Any]:
-    try:
-        return next(batches)
-    except InputError as error:  # one from a worker process carries that process's traceback in its message
-        raise InputError(str(error).strip().splitlines()[-1].split("InputError: ", 1)[-1]) from error
 
 
 class TrainingRunner(Runner):
@@ -199,6 +106,7 @@ class TrainingRunner(Runner):
         self.window = LossWindow()
         self.best = Best(settings.best_metric, settings.best_mode)
         self.seconds = 0.0
+        self.saved_step: int | None = None
         self.progress = progress.Progress(self.total_steps, shown=rank == 0)
         self.was_deterministic = torch.are_deterministic_algorithms_enabled()
         super().__init__(
@@ -270,6 +178,8 @@ class TrainingRunner(Runner):
             for folder in (self.folder, path.parent):
                 remove_leftovers(folder)
             progress.truncate_records(self.folder / "metrics.jsonl", self.step)
+        if content is not None:
+            self._tell_resumed(content["total_steps"])
         self.progress.begin(self.step)
         self.began = time.perf_counter() - self.seconds
 
@@ -295,7 +205,7 @@ class TrainingRunner(Runner):
     def set_learning_rate(self) -> None:
         rate = self.schedule(self.step, self.total_steps, self.settings)
         for group in self.optim_wrapper.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("scale", 1.0)
 
     def finish_step(self) -> None:
         """What comes after each update: average, log, validate, save."""
@@ -309,7 +219,7 @@ class TrainingRunner(Runner):
         if last or step % settings.validate_every == 0:
             self._validate()
         if last or self.train_loop.stop_training or step % settings.checkpoint_every == 0:
-            self._save()
+            self.save()
 
     def _check_losses(self) -> None:
         found = self.window.first_not_finite()
@@ -370,14 +280,19 @@ class TrainingRunner(Runner):
         self.task.pictures(model, self.device, pictures)
         write_report(self.folder)
 
-    def _save(self) -> None:
-        """Replaces `checkpoints/last.pth`; every process takes part, rank 0 writes."""
+    def save(self) -> None:
+        """Replaces `checkpoints/last.pth`, unless it is of this step; every process takes part, rank 0 writes."""
+        if self.saved_step == self.step:
+            return
         self._check_losses()
         if not all(bool(parameter.isfinite().all()) for parameter in self.network.parameters()):
             self._fail(self.step, "the weights are no longer finite")
         ranks = processes.from_all({"random": checkpoint.random_state(self.device), "window": self.window.state()})
-        if self.rank != 0:
-            return
+        if self.rank == 0:
+            self._write_checkpoint(ranks)
+        self.saved_step = self.step
+
+    def _write_checkpoint(self, ranks: list[Any]) -> None:
         epoch, position = divmod(self.step * self.step_samples, self.num_samples)
         content = {
             "format": 1,
@@ -408,6 +323,7 @@ class TrainingRunner(Runner):
         if self.average is not None:
             self.average.model.load_state_dict(content["model_ema"])
             self.average.updates = content["ema_updates"]
+        self.saved_step = content["step"]
         self.train_loop.iter = content["step"] * self.settings.accumulate
         self.sampler.start = sampler["epoch"] * self.num_samples + sampler["position"]
         self.best.load_state(content["best"])
@@ -416,6 +332,25 @@ class TrainingRunner(Runner):
         mine = ranks[self.rank]
         self.window.passes = [to_device(losses, self.device) for losses in mine["window"]]
         checkpoint.set_random_state(mine["random"], self.device)
+
+    def _tell_resumed(self, total_before: int) -> None:
+        """Says how a resumed run goes on, where that is not as before."""
+        step, total = self.step, self.total_steps
+        if total > total_before:
+            rate = "the learning rate is now the schedule's over all of them"
+            self.progress.say(f"lengthened from {total_before:,} to {total:,} steps, of which {step:,} are done; {rate}")
+        if step >= total:
+            length = "steps" if self.settings.steps is not None else "epochs"
+            self.progress.say(f"all {total:,} steps are done; to go on, give more: --set training.{length}=...")
+        elif self.train_loop.stop_training:
+            remedy = "--set training.early_stopping=... (null for never)"
+            self.progress.say(f"stopped at step {step:,} of {total:,}, since validations were no longer better; to go on: {remedy}")
+
+    def tell_interrupted(self) -> None:
+        """Says what an interrupted run has kept."""
+        kept = "nothing is saved yet" if self.saved_step is None else f"step {self.saved_step:,} of {self.total_steps:,} is saved"
+        self.progress.close()
+        self.progress.say(f"{self.folder}: {kept}; --resume continues from there")
 
     def result(self) -> TrainingResult:
         return TrainingResult(

@@ -21,6 +21,9 @@ Settings = TypeVar("Settings", bound=BaseModel)
 MAY_CHANGE: dict[str, Any] = {"may_change": True}
 """Mark of a field that a resumed run may change: `Field(..., json_schema_extra=MAY_CHANGE)`."""
 
+MAY_GROW: dict[str, Any] = {"may_grow": True}
+"""Mark of a number that a resumed run may raise, but not lower."""
+
 
 class TrainingSettings(BaseModel):
     """How to train; a domain nests it in its own settings.
@@ -30,6 +33,8 @@ class TrainingSettings(BaseModel):
         batch_size: samples a process and forward pass. accumulate: forward passes a step.
         learning_rate, weight_decay, betas: of AdamW.
         decay_norms_and_biases: apply weight decay to them (and to other one-dimensional parameters) too.
+        layer_decay: the learning rate of each layer is that of the next one times this, and the head's is `learning_rate`; for
+            fine-tuning models that number their layers (`layer_id`). None gives all layers the same.
         schedule: "cosine", "one_cycle", "constant" or one that a domain registered; warmup_steps (half the run at the most) and
             min_learning_rate shape it.
         clip_gradients: largest norm of the gradient; None leaves it.
@@ -46,14 +51,15 @@ class TrainingSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", validate_default=True)
 
-    steps: int | None = Field(None, ge=1)
-    epochs: float | None = Field(None, gt=0, allow_inf_nan=False)
+    steps: int | None = Field(None, ge=1, json_schema_extra=MAY_GROW)
+    epochs: float | None = Field(None, gt=0, allow_inf_nan=False, json_schema_extra=MAY_GROW)
     batch_size: int = Field(4, ge=1)
     accumulate: int = Field(1, ge=1)
     learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False)
     weight_decay: float = Field(0.01, ge=0, allow_inf_nan=False)
     betas: tuple[float, float] = (0.9, 0.999)
     decay_norms_and_biases: bool = False
+    layer_decay: float | None = Field(None, gt=0, le=1)
     schedule: str = "cosine"
     warmup_steps: int = Field(0, ge=0)
     min_learning_rate: float = Field(0.0, ge=0, allow_inf_nan=False)
@@ -206,17 +212,19 @@ def write_settings(settings: BaseModel, path: str | Path) -> None:
 
 
 def find_changes(settings: BaseModel, before: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """What differs from the settings of an earlier run, except for fields marked with `MAY_CHANGE`."""
+    """What differs from the settings of an earlier run, except where fields marked with `MAY_CHANGE` or `MAY_GROW` allow it."""
     now = settings.model_dump(mode="json")
     for name, field in type(settings).model_fields.items():
-        extra = field.json_schema_extra
-        if name not in before or (isinstance(extra, dict) and extra.get("may_change")):
+        marks = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+        if name not in before or marks.get("may_change"):
             continue
         value = getattr(settings, name)
         if isinstance(value, BaseModel) and isinstance(before[name], Mapping):
             yield from find_changes(value, before[name], f"{prefix}{name}.")
         elif now[name] != before[name]:
-            yield f"{prefix}{name} was {before[name]!r} and is {now[name]!r}"
+            numbers = marks.get("may_grow") and isinstance(before[name], int | float) and isinstance(now[name], int | float)
+            if not (numbers and now[name] > before[name]):
+                yield f"{prefix}{name} was {before[name]!r} and is {now[name]!r}{' (it may only grow)' if numbers else ''}"
 
 
 def keep_settings(settings: BaseModel, folder: Path, *, resume: bool) -> None:

@@ -62,7 +62,7 @@ def export_onnx(
 
     Args:
         weights: see `model_and_plan`.
-        out_path: ends in .onnx; the contract gets the same name with .json.
+        out_path: ends in .onnx; the contract gets this name with .json behind it.
         batch: windows a call; None leaves it free.
         window: voxels D, H, W; None takes the plan's patch size.
         dynamic_size: leave D, H and W free as well. Takes several times as long, and runtimes optimise such a graph
@@ -164,6 +164,11 @@ def _prepare(weights: Source, window: Sequence[int] | None, overlap: float, blen
     return model, contract
 
 
+def contract_path(path: Path) -> Path:
+    """The contract beside an export: `network.onnx.json`, so that exports to other formats under the same name keep theirs."""
+    return path.with_name(f"{path.name}.json")
+
+
 def _checked(out_path: str | Path, suffixes: Sequence[str]) -> Path:
     path = Path(out_path)
     if path.suffix not in suffixes:
@@ -172,9 +177,8 @@ def _checked(out_path: str | Path, suffixes: Sequence[str]) -> Path:
 
 
 def _write_contract(contract: Contract, path: Path) -> Path:
-    beside = path.with_suffix(".json")
-    write_contract(contract, beside)
-    return beside
+    write_contract(contract, contract_path(path))
+    return contract_path(path)
 
 
 def _random(batch: int, contract: Contract, size: Sequence[int] | None = None) -> Tensor:

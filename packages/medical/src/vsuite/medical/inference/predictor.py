@@ -16,11 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vsuite.core import list_models, load_published, model_info, optimize_for_inference
+from vsuite.core import load_published, optimize_for_inference
 from vsuite.core.devices import pick_device
 from vsuite.core.errors import InputError, unknown
 from vsuite.core.files import atomic_path
-from vsuite.core.weights import SUFFIXES, read_metadata
+from vsuite.core.weights import find_weights, read_metadata
 from vsuite.medical.data.geometry import FloatArray, shear_angle, spacing_of
 from vsuite.medical.data.labels import ids_of
 from vsuite.medical.data.nifti import MAX_SHEAR, Volume, read_image, write_label
@@ -149,9 +149,26 @@ class Predictor:
         self, prepared: Prepared, *, probabilities: str | Path | None = None, progress: Progress | None = None
     ) -> NDArray[Any]:
         """The label map X, Y, Z in the image's own grid of what `preprocess` made of it; see `predict`."""
-        axis = thinnest_slab(prepared.tensor.shape[1:], self.plan.patch_size)
+        slabs, axis = self.slabs(prepared.tensor, progress=progress)
+        with _probabilities(probabilities, (self.plan.num_outputs, *prepared.file_shape)) as scores:
+            label = restore_label(slabs, axis, prepared, self.plan, interpolation=self.interpolation, probabilities=scores)
+        del scores
+        if self.largest_component:
+            label = keep_largest_component(label, self.largest_component)
+        if self.smallest_component > 0:
+            label = remove_small_components(label, self.smallest_component, spacing_of(prepared.file_affine).tolist())
+        return label
+
+    def slabs(self, volume: Tensor, *, progress: Progress | None = None) -> tuple[Iterator[Tensor], int]:
+        """The logits of a whole volume C, D, H, W, a part at a time.
+
+        Returns:
+            Slabs K, D, H, W that follow each other along an axis, each good only until the next is taken; and that axis (0, 1 or
+            2 of D, H, W), the one along which the least must be held at a time.
+        """
+        axis = thinnest_slab(volume.shape[1:], self.plan.patch_size)
         slabs = stream_slabs(
-            prepared.tensor,
+            volume,
             self.plan.patch_size,
             self.logits,
             self.overlap,
@@ -161,14 +178,7 @@ class Predictor:
             device=self.device,
             progress=progress,
         )
-        with _probabilities(probabilities, (self.plan.num_outputs, *prepared.file_shape)) as scores:
-            label = restore_label(slabs, axis, prepared, self.plan, interpolation=self.interpolation, probabilities=scores)
-        del scores
-        if self.largest_component:
-            label = keep_largest_component(label, self.largest_component)
-        if self.smallest_component > 0:
-            label = remove_small_components(label, self.smallest_component, spacing_of(prepared.file_affine).tolist())
-        return label
+        return slabs, axis
 
     def logits(self, windows: Tensor) -> Tensor:
         """Mean logits of all models and mirrorings: B, C, D, H, W -> B, K, D, H, W, float32."""
@@ -258,21 +268,6 @@ def load_model_and_plan(source: Source, plan: Plan | None = None) -> tuple[nn.Mo
     except pydantic.ValidationError as error:
         raise InputError(f"{path}: its plan is damaged: {error.errors()[0]['msg']}") from error
     return load_published(path), plan
-
-
-def find_weights(source: str | Path) -> Path:
-    """The file at a path, the best weights of a run folder, else the weights of this name that an installed package ships."""
-    for path in (Path(source), Path(source) / "checkpoints" / "best.safetensors"):
-        if path.is_file():
-            if path.suffix not in SUFFIXES:
-                raise InputError(f"{path}: weights end in one of {', '.join(SUFFIXES)}")
-            return path
-    shipped = {name: path for model in list_models(with_weights=True) for name, path in model_info(model).weights.items()}
-    if str(source) in shipped:
-        return shipped[str(source)]
-    if Path(source).suffix:
-        raise InputError(f"{source}: no such file")
-    raise unknown("weights (and no such file)", str(source), shipped)
 
 
 def _common_plan(sources: Sequence[Source], plans: Sequence[Plan]) -> Plan:

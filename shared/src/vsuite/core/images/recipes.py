@@ -1,0 +1,67 @@
+"""Recipes: how to train a classifier, as data. The core ships `generic`, `imagenet` and `transfer`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from vsuite.core.images.augmentation import AugmentationSettings
+from vsuite.core.images.preprocessing import PreprocessingSettings
+from vsuite.core.training import recipes
+from vsuite.core.training.settings import MAY_CHANGE, TrainingSettings
+
+
+class ValidationSettings(BaseModel):
+    """Attributes:
+    fraction: share of the images that validates where the data set does not say.
+    every_epochs: how often; None goes by `training.validate_every`, in steps.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    fraction: float = Field(default=0.2, ge=0, lt=1)
+    every_epochs: float | None = Field(default=1.0, gt=0, json_schema_extra=MAY_CHANGE)
+
+
+class RecipeSettings(BaseModel):
+    """A whole recipe.
+
+    Attributes:
+        name, about: what it is called, and what it is for.
+        model, options: a registered classification model, and options of its builder.
+        drop_path: `drop_path_rate` of models that have one; None leaves the model's own.
+        training: length, optimiser, schedule; see `TrainingSettings`.
+        label_smoothing: share of the target that is spread over all classes (multi-label: moved towards one half).
+        image: how an image becomes the network's input.
+        check_images: images that are decoded before training starts, spread evenly; the others when their turn comes.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    about: str = ""
+    model: str = "convnext_tiny"
+    options: dict[str, Any] = {}
+    drop_path: float | None = Field(default=None, ge=0, lt=1)
+    training: TrainingSettings
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    augmentation: AugmentationSettings = AugmentationSettings()
+    image: PreprocessingSettings = PreprocessingSettings()
+    validation: ValidationSettings = ValidationSettings()
+    check_images: int = Field(default=2000, ge=0, json_schema_extra=MAY_CHANGE)
+
+
+def list_recipes() -> list[str]:
+    """Names of the recipes that the core ships."""
+    return recipes.list_recipes("vsuite.core.images")
+
+
+def load_recipe(source: str | Path) -> RecipeSettings:
+    """A recipe by name, or from a YAML file of one's own.
+
+    Raises:
+        InputError: for an unknown name (naming the nearest) and for what is wrong in a file.
+    """
+    return recipes.load_recipe("vsuite.core.images", source, RecipeSettings)
