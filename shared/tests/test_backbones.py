@@ -20,6 +20,17 @@ from vsuite.core.nn import ImageBackbone
 TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "convnext": ("convnext_tiny", {"depths": (1, 2, 1, 1), "embed_dims": (8, 16, 24, 32), "layer_scale": 0.5}),
     "convnext_isotropic": ("convnext_isotropic_small", {"depth": 3, "embed_dim": 16, "layer_scale": 0.5}),
+    "cswin": ("cswin_tiny", {"embed_dim": 8, "depths": (1, 1, 2, 1), "num_heads": (2, 2, 4, 4)}),
+    "cvt": ("cvt_13", {"embed_dims": (8, 16, 32), "depths": (1, 1, 2), "num_heads": (1, 2, 4)}),
+    "fdconv": ("fdconv_resnet50", {"embed_dim": 32, "depths": (1, 1, 1, 1), "kernel_num": 16}),
+    "hornet": (
+        "hornet_tiny_gf",
+        {"embed_dims": (8, 16, 32, 64), "depths": (1, 1, 2, 1), "filter_grids": (None, None, (6, 4), (3, 2)), "layer_scale": 0.5},
+    ),
+    "resnet": ("resnet50", {"embed_dim": 8, "depths": (1, 1, 1, 1)}),
+    "swin": ("swin_tiny", {"embed_dim": 8, "depths": (2, 2, 2, 2), "num_heads": (1, 2, 2, 4), "window_size": 4}),
+    "swin_mlp": ("swin_mlp_tiny_c24", {"embed_dim": 8, "depths": (2, 2, 2, 2), "num_heads": (1, 2, 2, 4), "window_size": 4}),
+    "swin_v2": ("swin_v2_tiny", {"embed_dim": 8, "depths": (2, 2, 2, 2), "num_heads": (1, 2, 2, 4), "window_size": 4}),
 }
 SYSTEMS = sorted(TINY)
 SIZES = [(96, 64), (71, 107)]
