@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import io
 import itertools
 import pickle
@@ -16,31 +17,43 @@ from torch import Tensor, nn
 from vsuite.core import InputError, create_model, list_models, load_published, model_info, optimize_for_inference, save_weights
 from vsuite.core.nn import ImageBackbone
 
+WINDOWS: dict[str, Any] = {"depths": (1, 2, 2), "embed_dim": 8, "num_heads": (2, 2, 2), "window_size": 3, "image_size": 96}
 # One small model a system: options under which it is built in a blink and still has every part.
 TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "convnext": ("convnext_tiny", {"depths": (1, 2, 1, 1), "embed_dims": (8, 16, 24, 32), "layer_scale": 0.5}),
     "convnext_isotropic": ("convnext_isotropic_small", {"depth": 3, "embed_dim": 16, "layer_scale": 0.5}),
-    "cswin": ("cswin_tiny", {"embed_dim": 8, "depths": (1, 1, 2, 1), "num_heads": (2, 2, 4, 4)}),
+    "cswin": ("cswin_tiny", {"embed_dim": 8, "depths": (1, 1, 1, 1), "num_heads": (2, 2, 4, 2)}),
     "cvt": ("cvt_13", {"embed_dims": (8, 16, 32), "depths": (1, 1, 2), "num_heads": (1, 2, 4)}),
-    "fdconv": ("fdconv_resnet50", {"embed_dim": 32, "depths": (1, 1, 1, 1), "kernel_num": 16}),
+    "fdconv": ("fdconv_resnet50", {"embed_dim": 20, "depths": (1, 1, 1, 1), "kernel_num": 4}),
     "hornet": (
         "hornet_tiny_gf",
         {"embed_dims": (8, 16, 32, 64), "depths": (1, 1, 2, 1), "filter_grids": (None, None, (6, 4), (3, 2)), "layer_scale": 0.5},
     ),
     "resnet": ("resnet50", {"embed_dim": 8, "depths": (1, 1, 1, 1)}),
-    "swin": ("swin_tiny", {"embed_dim": 8, "depths": (2, 2, 2, 2), "num_heads": (1, 2, 2, 4), "window_size": 4}),
-    "swin_mlp": ("swin_mlp_tiny_c24", {"embed_dim": 8, "depths": (2, 2, 2, 2), "num_heads": (1, 2, 2, 4), "window_size": 4}),
-    "swin_v2": ("swin_v2_tiny", {"embed_dim": 8, "depths": (2, 2, 2, 2), "num_heads": (1, 2, 2, 4), "window_size": 4}),
+    "swin": ("swin_tiny", WINDOWS),
+    "swin_mlp": ("swin_mlp_tiny_c24", WINDOWS),
+    "swin_v2": ("swin_v2_tiny", WINDOWS | {"pretrained_window_sizes": (0, 0, 2)}),
 }
 SYSTEMS = sorted(TINY)
 SIZES = [(96, 64), (71, 107)]
-# Parameters that the mathematics gives no gradient: a constant added to all keys of a softmax.
-WITHOUT_GRADIENT: dict[str, tuple[str, ...]] = {}
+# Parameters that get no gradient: a constant added to all keys of a softmax, queries whose answers nothing reads, and a
+# frequency band that the smallest map does not have.
+WITHOUT_GRADIENT: dict[str, tuple[str, ...]] = {
+    "cvt": (
+        "attn.proj_k.bias",
+        "attn.conv_proj_k.bn.bias",
+        *(f"stage2.blocks.1.attn.conv_proj_q.{part}" for part in ("conv.weight", "bn.weight", "bn.bias")),
+    ),
+    "fdconv": ("freq_weight_conv_list.2.weight", "freq_weight_conv_list.2.bias"),
+}
 
 
-def backbones() -> list[str]:
+@functools.cache
+def backbones() -> dict[str, Any]:
+    """Every registered image backbone, without numbers."""
     with torch.device("meta"):
-        return [name for name in list_models(task="classification") if isinstance(create_model(name), ImageBackbone)]
+        models = {name: create_model(name) for name in list_models(task="classification")}
+    return {name: model for name, model in models.items() if isinstance(model, ImageBackbone)}
 
 
 def tiny(system: str, **options: Any) -> Any:
@@ -58,7 +71,7 @@ def image(size: tuple[int, int] = (96, 64), batch: int = 2, channels: int = 3) -
 
 
 def close(found: Tensor, wanted: Tensor, tolerance: float = 1e-4) -> None:
-    torch.testing.assert_close(found, wanted, rtol=tolerance, atol=tolerance * float(wanted.std()))
+    torch.testing.assert_close(found, wanted, rtol=tolerance, atol=tolerance * float(wanted.square().mean().sqrt()))
 
 
 def test_every_registered_backbone_is_tested_here() -> None:
@@ -66,9 +79,7 @@ def test_every_registered_backbone_is_tested_here() -> None:
 
 
 def test_facts_of_every_variant() -> None:
-    for name in backbones():
-        with torch.device("meta"):
-            model: Any = create_model(name)
+    for name, model in backbones().items():
         info = model_info(name)
         channels, height, width = info.input_size
         model.size_rule.check((height, width))
@@ -121,7 +132,9 @@ def test_features_are_as_announced(system: str) -> None:
 def test_heads(system: str) -> None:
     model, x = tiny(system), image()
     assert model(x).shape == (2, 5)
-    pooled = model.forward_head(model.forward_features(x), pre_logits=True)
+    headless = copy.deepcopy(model)
+    setattr(headless, model.head_name, nn.Identity())
+    pooled = headless(x)
     assert tiny(system, num_classes=0)(x).shape == pooled.shape == (2, model.num_features)
     before = set(model.state_dict())
     model.reset_head(7)
@@ -226,7 +239,7 @@ def test_frozen_stages_stay_frozen(system: str) -> None:
 
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_it_trains(system: str) -> None:
-    model, x = tiny(system).train(), image(batch=4)
+    model, x = tiny(system).train(), image((64, 48), batch=4)
     target = torch.arange(4) % 5
     optimiser = torch.optim.AdamW(model.parameters(), 5e-3)
     losses = []
@@ -265,6 +278,7 @@ def test_optimised_for_inference_is_equal(system: str) -> None:
     assert torch.isfinite(half(image().to(torch.bfloat16))).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_exports_with_free_sides(system: str) -> None:
     model = tiny(system)

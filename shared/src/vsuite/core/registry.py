@@ -58,12 +58,14 @@ class Variant:
         summary: one line.
         published: figures as its authors published them.
         input_size: of one input as published, channels first.
+        weights: weights that the package ships for it: name -> file.
     """
 
     options: Mapping[str, Any]
     summary: str = ""
     published: tuple[PublishedResult, ...] = ()
     input_size: tuple[int, ...] = (3, 224, 224)
+    weights: Mapping[str, Path] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -195,6 +197,7 @@ def register_variants(
             licence=licence,
             published=variant.published,
             layout=layout,
+            weights=variant.weights,
             input_size=variant.input_size,
         )
         register(_variant_builder(name, build, variant))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -36,52 +37,44 @@ class Block(nn.Module):
 
     @torch.no_grad()
     def fold(self) -> None:
-        if self.gamma is not None:
+        if self.gamma is not None and isinstance(self.pwconv2, nn.Linear):  # not one that makes its weight for each image
             self.pwconv2.weight.mul_(self.gamma[:, None])
             self.pwconv2.bias.mul_(self.gamma)
             self.gamma = None
 
 
-class ConvNeXt(ImageBackbone):
-    """Four stages at strides 4, 8, 16, 32. Sides are free from 32 pixels up; rows and columns beyond a multiple are not seen.
+class StagedConvNet(ImageBackbone):
+    """The frame of ConvNeXt, and of systems that only replace its blocks: four stages at strides 4, 8, 16, 32.
+
+    Sides are free from 32 pixels up; rows and columns beyond a multiple are not seen.
 
     Args:
         in_channels, num_classes: see `ImageBackbone`.
-        depths, embed_dims: blocks and width of each stage.
-        drop_path_rate: of the last block; rises linearly from 0.
-        layer_scale: initial factor on each residual branch; 0 builds none.
+        embed_dims: width of each stage.
+        stages: the blocks of each stage; maps B, C, H, W, channels-last in memory.
         head_init_scale: factor on the classifier's initial weights (0.001 for fine-tuning, as published).
         stage_norms: build the norms `norm0` to `norm3` of the published dense backbones, in place of the classifier's `norm`.
     """
 
     def __init__(
         self,
-        *,
-        in_channels: int = 3,
-        num_classes: int = 1000,
-        depths: Sequence[int] = (3, 3, 9, 3),
-        embed_dims: Sequence[int] = (96, 192, 384, 768),
-        drop_path_rate: float = 0.0,
-        layer_scale: float = 1e-6,
-        head_init_scale: float = 1.0,
-        stage_norms: bool = False,
+        in_channels: int,
+        num_classes: int,
+        embed_dims: Sequence[int],
+        stages: Sequence[Sequence[nn.Module]],
+        head_init_scale: float,
+        stage_norms: bool,
     ) -> None:
         super().__init__(in_channels, num_classes)
-        if len(depths) != 4 or len(embed_dims) != 4:
-            raise InputError(f"ConvNeXt has 4 stages; got depths {list(depths)} and embed_dims {list(embed_dims)}")
         self.feature_info = tuple(FeatureInfo(f"stages.{i}", dim, 4 << i) for i, dim in enumerate(embed_dims))
         self.size_rule = SizeRule(minimum=32)
         self.num_features = embed_dims[-1]
-        rates = drop_path_rates(drop_path_rate, depths)
         stem = nn.Sequential(nn.Conv2d(in_channels, embed_dims[0], 4, 4), LayerNorm2d(embed_dims[0], eps=1e-6))
         between = [
-            nn.Sequential(LayerNorm2d(before, eps=1e-6), nn.Conv2d(before, after, 2, 2))
-            for before, after in zip(embed_dims[:-1], embed_dims[1:], strict=True)
+            nn.Sequential(LayerNorm2d(before, eps=1e-6), nn.Conv2d(before, after, 2, 2)) for before, after in itertools.pairwise(embed_dims)
         ]
         self.downsample_layers = nn.ModuleList([stem, *between])
-        self.stages = nn.ModuleList(
-            nn.Sequential(*(Block(dim, rate, layer_scale) for rate in stage)) for dim, stage in zip(embed_dims, rates, strict=True)
-        )
+        self.stages = nn.ModuleList(nn.Sequential(*blocks) for blocks in stages)
         self.norm: nn.Module | None = None
         if stage_norms:
             for i, dim in enumerate(embed_dims):
@@ -106,6 +99,36 @@ class ConvNeXt(ImageBackbone):
     def parts(self) -> list[list[nn.Module]]:
         stages = zip(self.downsample_layers[1:], self.stages[1:], strict=True)
         return [[self.downsample_layers[0]], [self.stages[0]], *map(list, stages)]
+
+
+class ConvNeXt(StagedConvNet):
+    """Four stages at strides 4, 8, 16, 32. Sides are free from 32 pixels up; rows and columns beyond a multiple are not seen.
+
+    Args:
+        in_channels, num_classes: see `ImageBackbone`.
+        depths, embed_dims: blocks and width of each stage.
+        drop_path_rate: of the last block; rises linearly from 0.
+        layer_scale: initial factor on each residual branch; 0 builds none.
+        head_init_scale, stage_norms: see `StagedConvNet`.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int = 3,
+        num_classes: int = 1000,
+        depths: Sequence[int] = (3, 3, 9, 3),
+        embed_dims: Sequence[int] = (96, 192, 384, 768),
+        drop_path_rate: float = 0.0,
+        layer_scale: float = 1e-6,
+        head_init_scale: float = 1.0,
+        stage_norms: bool = False,
+    ) -> None:
+        if len(depths) != 4 or len(embed_dims) != 4:
+            raise InputError(f"ConvNeXt has 4 stages; got depths {list(depths)} and embed_dims {list(embed_dims)}")
+        rates = drop_path_rates(drop_path_rate, depths)
+        stages = [[Block(dim, rate, layer_scale) for rate in stage] for dim, stage in zip(embed_dims, rates, strict=True)]
+        super().__init__(in_channels, num_classes, embed_dims, stages, head_init_scale, stage_norms)
 
     def layer_id(self, name: str) -> int:
         """The published table, made for 27 blocks in the third stage: 0 to 13."""
@@ -177,8 +200,8 @@ def _initialise(model: ImageBackbone, head_init_scale: float) -> None:
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.trunc_normal_(module.weight, std=0.02)
-            assert module.bias is not None
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
     head = getattr(model, model.head_name)
     if isinstance(head, nn.Linear):
         head.weight.data.mul_(head_init_scale)

@@ -11,9 +11,22 @@ from vsuite.core.nn.initialise import initialise_transformer
 from vsuite.core.nn.memoise import memoise
 from vsuite.core.nn.mlp import Mlp
 from vsuite.core.nn.norm import LayerNorm2d
+from vsuite.core.nn.relative_position import (
+    gather_position_bias,
+    relative_position_index,
+    resize_position_table,
+    square_window_of,
+)
 from vsuite.core.nn.resize import resize_linear
 from vsuite.core.nn.tokens import map_to_tokens, tokens_to_map
-from vsuite.core.nn.windows import window_partition, window_reverse
+from vsuite.core.nn.windows import (
+    crop_to_size,
+    pad_to_windows,
+    shifted_window_kinds,
+    shifted_window_masks,
+    window_partition,
+    window_reverse,
+)
 
 __all__ = [
     "DropPath",
@@ -23,13 +36,21 @@ __all__ = [
     "Mlp",
     "SizeRule",
     "attend",
+    "crop_to_size",
     "depthwise_conv3d",
     "drop_path_rates",
     "fold_batch_norm",
+    "gather_position_bias",
     "initialise_transformer",
     "map_to_tokens",
     "memoise",
+    "pad_to_windows",
+    "relative_position_index",
     "resize_linear",
+    "resize_position_table",
+    "shifted_window_kinds",
+    "shifted_window_masks",
+    "square_window_of",
     "tokens_to_map",
     "window_partition",
     "window_reverse",

@@ -19,7 +19,6 @@ def attend(query: Tensor, key: Tensor, value: Tensor, num_heads: int, *, scale: 
     Returns:
         B, N, C.
     """
-    batch, length, dim = query.shape
-    q, k, v = (x.reshape(batch, -1, num_heads, dim // num_heads).transpose(1, 2) for x in (query, key, value))
+    q, k, v = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (query, key, value))
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)  # B, heads, N, C / heads
-    return out.transpose(1, 2).reshape(batch, length, dim)
+    return out.transpose(1, 2).flatten(2)

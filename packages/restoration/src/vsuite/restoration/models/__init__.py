@@ -1,7 +1,5 @@
-"""The published systems of this package, one file each; importing them registers their models."""
+"""The systems of this package, one file each; importing this module registers them (torch only)."""
 
-from __future__ import annotations
+from vsuite.restoration.models.drct import DRCT
 
-from vsuite.restoration.models import drct
-
-__all__ = ["drct"]
+__all__ = ["DRCT"]

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vsuite.core.models.convnext import Block, ConvNeXt, ConvNeXtIsotropic
+from vsuite.core.models.convnext import Block, ConvNeXt, ConvNeXtIsotropic, StagedConvNet
 from vsuite.core.nn import LayerNorm2d
 
 
@@ -26,7 +26,7 @@ def channel_norm(self: LayerNorm2d, x: Tensor) -> Tensor:
     return self.weight[:, None, None] * x + self.bias[:, None, None]
 
 
-def _pyramid(self: ConvNeXt, x: Tensor) -> Iterator[Tensor]:
+def pyramid(self: StagedConvNet, x: Tensor) -> Iterator[Tensor]:
     for downsample, stage in zip(self.downsample_layers, self.stages, strict=True):
         x = stage(downsample(x))
         yield x
@@ -43,5 +43,5 @@ def build(**options: Any) -> nn.Module:
     for module in model.modules():
         if type(module) in forwards:
             module.forward = forwards[type(module)].__get__(module)
-    model.pyramid = (_isotropic if "depth" in options else _pyramid).__get__(model)  # type: ignore[method-assign]
+    model.pyramid = (_isotropic if "depth" in options else pyramid).__get__(model)  # type: ignore[method-assign]
     return model

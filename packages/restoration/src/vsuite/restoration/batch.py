@@ -1,0 +1,290 @@
+"""Restoring files: what was asked is checked first, and one bad file does not stop the others."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from vsuite.core.errors import InputError
+from vsuite.core.terminal import console
+from vsuite.restoration import video
+from vsuite.restoration.images import Metadata, Picture, is_animated, read_picture
+from vsuite.restoration.inference import FinalSize, Restorer
+from vsuite.restoration.tiling import Progress
+from vsuite.restoration.writers import SUFFIXES, WITH_16_BITS, WITH_ALPHA, check_format, write_picture
+
+ANIMATED_SUFFIXES = (".gif", ".webp", ".png")
+KNOWN = (*SUFFIXES, ".gif", ".ppm", ".pgm", *video.SUFFIXES)
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """How results are named and written.
+
+    Attributes:
+        suffix: behind the name: "cat.png" becomes "cat_x4.png".
+        ext: format of all results, such as ".png" or "png"; None keeps that of each input.
+        strip: drop EXIF, XMP, colour profile and texts.
+        quality: of JPEG and WebP.
+        existing: what to do where the result is there: "refuse", "skip" or "overwrite".
+    """
+
+    suffix: str
+    ext: str | None = None
+    strip: bool = False
+    quality: int = 95
+    existing: Literal["refuse", "skip", "overwrite"] = "refuse"
+
+    def __post_init__(self) -> None:
+        if "/" in self.suffix or "\\" in self.suffix:
+            raise InputError(f"suffix {self.suffix!r} must be part of a file name, without folders")
+        if not 1 <= self.quality <= 100:
+            raise InputError(f"quality must lie in 1..100; got {self.quality}")
+        if self.ext is not None and self.dotted not in KNOWN:
+            raise InputError(f"--ext {self.ext!r} is not known; allowed are {', '.join(known[1:] for known in KNOWN)}")
+
+    @property
+    def dotted(self) -> str | None:
+        return None if self.ext is None else f".{self.ext.lower().removeprefix('.')}"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One file and where its result goes."""
+
+    source: Path
+    output: Path
+
+
+@dataclass
+class Summary:
+    """What became of a batch.
+
+    Attributes:
+        written: jobs whose result was written; its name may have changed (see `restore_picture`).
+        skipped: jobs whose result was there.
+        failed: source and what is wrong, in one line.
+    """
+
+    written: list[Job] = field(default_factory=list)
+    skipped: list[Job] = field(default_factory=list)
+    failed: list[tuple[Path, str]] = field(default_factory=list)
+
+
+def find_jobs(inputs: Sequence[str | Path], out: str | Path, outputs: Outputs) -> list[Job]:
+    """The files to restore, and the name of each result.
+
+    Args:
+        inputs: files, folders (with their sub-folders, which `out` will mirror), and patterns such as "scans/*.png".
+        out: a folder; or for a single file, the result itself where the name ends like a picture or video.
+        outputs: see `Outputs`.
+
+    Raises:
+        InputError: for what does not exist, an empty folder, a folder of results that is a file, two inputs with one result, a result
+            that is an input, and results that exist where that is refused.
+    """
+    found = [pair for given in inputs for pair in _files(given)]
+    found = list({source.resolve(): (source, relative) for source, relative in found}.values())
+    out = Path(out)
+    single = len(found) == 1 and out.suffix.lower() in KNOWN and not out.is_dir()
+    if single:
+        jobs = [Job(found[0][0], out)]
+    else:
+        for folder in (out, *out.parents):
+            if folder.exists() and not folder.is_dir():
+                raise InputError(f"{folder}: is a file; results need a folder")
+        jobs = [Job(source, out / relative.with_name(_result_name(source, outputs))) for source, relative in found]
+    _check_collisions(jobs, outputs)
+    return jobs
+
+
+def _files(given: str | Path) -> list[tuple[Path, Path]]:
+    """Files with their path below the folder they were found in."""
+    path = Path(given)
+    if path.is_dir():
+        inside = sorted(p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in KNOWN and not p.name.startswith("."))
+        if not inside:
+            raise InputError(f"{path}: holds no pictures or videos ({', '.join(KNOWN)})")
+        return [(file, file.relative_to(path)) for file in inside]
+    if path.exists():
+        return [(path, Path(path.name))]
+    if glob.has_magic(str(given)):
+        matches = sorted(Path(match) for match in glob.glob(str(given), recursive=True))
+        files = [match for match in matches if match.is_file()]
+        if not files:
+            raise InputError(f"{given}: no file matches")
+        return [(file, Path(file.name)) for file in files]
+    raise InputError(f"{path}: no such file or folder")
+
+
+def _result_name(source: Path, outputs: Outputs) -> str:
+    suffix = source.suffix.lower()
+    own = suffix if suffix in (*SUFFIXES, *video.SUFFIXES) or (suffix == ".gif" and is_animated(source)) else ".png"
+    if suffix in video.SUFFIXES and outputs.dotted not in (None, *video.SUFFIXES):
+        return f"{source.stem}{outputs.suffix}{own}"  # --ext of a mixed folder means its pictures
+    if suffix not in video.SUFFIXES and outputs.dotted in video.SUFFIXES and not is_animated(source):
+        return f"{source.stem}{outputs.suffix}{own}"
+    return f"{source.stem}{outputs.suffix}{outputs.dotted or own}"
+
+
+def _check_collisions(jobs: Sequence[Job], outputs: Outputs) -> None:
+    taken: dict[str, Path] = {}
+    sources = {job.source.resolve() for job in jobs}
+    for job in jobs:
+        key = str(job.output.resolve()).lower()  # some disks do not tell large letters from small ones
+        if key in taken:
+            raise InputError(f"{job.source} and {taken[key]} would both become {job.output}; restore them into folders of their own")
+        taken[key] = job.source
+        if job.output.resolve() in sources:
+            raise InputError(f"{job.output}: is an input; results need another name or folder")
+        if job.output.is_dir():
+            raise InputError(f"{job.output}: is a folder; a file of this name cannot be written")
+        if job.output.exists() and outputs.existing == "refuse":
+            raise InputError(f"{job.output}: exists; --skip-existing leaves it, --overwrite replaces it")
+
+
+def restore_files(
+    restorer: Restorer,
+    inputs: str | Path | Sequence[str | Path],
+    out: str | Path,
+    *,
+    size: FinalSize | None = None,
+    outputs: Outputs | None = None,
+    show: bool = True,
+) -> Summary:
+    """Restores pictures, animations and videos; a file that cannot be restored is noted, and the others go on.
+
+    Args:
+        restorer: see `Restorer`.
+        inputs, out: see `find_jobs`.
+        size: of the results; None takes the model's scale.
+        outputs: names and formats; None adds "_x4" (for a model of scale 4) and keeps formats.
+        show: a progress bar on standard error, and a line for each file that fails or changes its kind.
+
+    Raises:
+        InputError: see `find_jobs`; before anything is written.
+    """
+    outputs = outputs or Outputs(f"_x{restorer.scale}")
+    jobs = find_jobs([inputs] if isinstance(inputs, str | Path) else inputs, out, outputs)
+    summary = Summary()
+    with _display(len(jobs), show) as display:
+        for job in jobs:
+            if job.output.exists() and outputs.existing == "skip":
+                summary.skipped.append(job)
+            else:
+                _run(restorer, job, size, outputs, display, summary)
+            display.file_done()
+    return summary
+
+
+def _run(restorer: Restorer, job: Job, size: FinalSize | None, outputs: Outputs, display: _Display, summary: Summary) -> None:
+    display.start(job.source.name)
+    notes: list[str] = []
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            if job.source.suffix.lower() in video.SUFFIXES:
+                output = video.restore_video(restorer, job.source, job.output, size, progress=display.frames)
+            elif job.source.suffix.lower() in ANIMATED_SUFFIXES and is_animated(job.source):
+                output = video.restore_animation(restorer, job.source, job.output, size, outputs.quality, display.frames)
+            else:
+                output, notes = restore_picture(restorer, job, size, outputs, progress=display.tiles)
+        for note in [*notes, *sorted({str(w.message) for w in caught if w.category is UserWarning})]:
+            display.say(f"{job.source}: {note}")
+        summary.written.append(Job(job.source, output))
+    except InputError as error:
+        message = str(error) if str(job.source) in str(error) else f"{job.source}: {error}"
+        summary.failed.append((job.source, message))
+        display.say(message)
+    except (OSError, RuntimeError, ValueError, MemoryError) as error:  # whatever is wrong with one file must not stop the others
+        what = " ".join(str(error).split())[:200] or type(error).__name__
+        summary.failed.append((job.source, f"{job.source}: {what}"))
+        display.say(f"{job.source}: {what}")
+
+
+def restore_picture(
+    restorer: Restorer, job: Job, size: FinalSize | None, outputs: Outputs, *, progress: Progress = lambda done, total: None
+) -> tuple[Path, list[str]]:
+    """Restores one still picture.
+
+    Returns:
+        Where it was written (PNG in place of a format without transparency), and what else changed, for people.
+    """
+    picture = read_picture(job.source)
+    notes = [picture.note] if picture.note else []
+    output, dtype = job.output, picture.pixels.dtype
+    name = SUFFIXES.get(output.suffix.lower())
+    if picture.has_alpha and name is not None and name not in WITH_ALPHA:
+        output = output.with_suffix(".png")
+        notes.append(f"{name} holds no transparency; written as {output.name}")
+        if output.exists() and outputs.existing == "refuse":
+            raise InputError(f"{output}: exists; --skip-existing leaves it, --overwrite replaces it")
+        if output.exists() and outputs.existing == "skip":
+            return output, []
+    pixels = picture.pixels
+    if dtype == np.uint16 and SUFFIXES[output.suffix.lower()] not in WITH_16_BITS:
+        pixels, dtype = (pixels / 65535).astype(np.float32), np.dtype(np.uint8)
+        notes.append(f"{name} holds 8 bits; its 16 were rounded")
+    height, width, channels = pixels.shape
+    wanted = (size or FinalSize()).of(height, width, restorer.scale)
+    check_format(output, wanted, channels, dtype)
+    strips: Iterator[Any] = restorer.strips(pixels, size, progress=progress)
+    if pixels.dtype != dtype:
+        strips = (np.rint(strip * 255).astype(np.uint8) for strip in strips)
+    write_picture(output, strips, wanted, channels, dtype, _kept(picture, wanted, outputs), quality=outputs.quality)
+    return output, notes
+
+
+def _kept(picture: Picture, size: tuple[int, int], outputs: Outputs) -> Metadata:
+    return Metadata() if outputs.strip else picture.metadata.resized(size[1], size[0])
+
+
+class _Display:
+    """Two progress bars, files and the tiles of the current one, with the time that is left; or nothing."""
+
+    def __init__(self, bars: Any, count: int) -> None:
+        self.bars, self.began = bars, time.monotonic()
+        if bars is not None:
+            self.files = bars.add_task("files", total=count, visible=count > 1)
+            self.current = bars.add_task("", total=None)
+
+    def start(self, name: str) -> None:
+        if self.bars is not None:
+            self.bars.reset(self.current, description=f"{name}: tiles", total=None)
+
+    def tiles(self, done: int, total: int) -> None:
+        if self.bars is not None:
+            self.bars.update(self.current, completed=done, total=total)
+
+    def frames(self, done: int, total: int | None) -> None:
+        if self.bars is not None:
+            description = self.bars.tasks[self.current].description.replace(": tiles", ": frames")
+            self.bars.update(self.current, completed=done, total=total, description=description)
+
+    def file_done(self) -> None:
+        if self.bars is not None:
+            self.bars.advance(self.files)
+
+    def say(self, line: str) -> None:
+        if self.bars is not None:
+            self.bars.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def _display(count: int, show: bool) -> Iterator[_Display]:
+    if not show:
+        yield _Display(None, count)
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"))
+    with Progress(*columns, TimeRemainingColumn(), console=console(stderr=True)) as bars:
+        yield _Display(bars, count)

@@ -1,0 +1,232 @@
+"""PSNR and SSIM of restored pictures, every figure with the conventions that it depends on."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from vsuite.core.devices import pick_device
+from vsuite.core.errors import InputError
+from vsuite.core.evaluation import EvaluationResult, Evaluator
+from vsuite.core.files import write_text
+from vsuite.core.terminal import console, new_table
+from vsuite.core.weights import find_weights, load_published
+from vsuite.restoration.data.patches import to_picture, to_tensor
+from vsuite.restoration.data.pictures import Picture, list_pictures, read_rgb
+from vsuite.restoration.metrics import PsnrSsim
+from vsuite.restoration.resize import Convention, crop_to_multiple, imresize
+
+Method = Callable[[Picture], Picture]
+"""Low resolution (H, W, 3), uint8 -> high resolution."""
+
+LABELS = {"psnr_y": "PSNR-Y (dB)", "ssim_y": "SSIM-Y", "psnr_rgb": "PSNR-RGB (dB)", "ssim_rgb": "SSIM-RGB"}
+
+
+@dataclass(frozen=True)
+class Conventions:
+    """What a PSNR depends on beside the pictures.
+
+    Attributes:
+        scale: references are cropped at the bottom and right to multiples of it.
+        crop: pixels left out along each side.
+        channels: measured: "y", "rgb" or "both". round_y: whether Y is rounded to whole numbers first.
+        low: how the low resolution was made.
+    """
+
+    scale: int
+    crop: int
+    channels: Literal["y", "rgb", "both"] = "both"
+    round_y: bool = False
+    low: str = "not known"
+
+    def describe(self, column: str) -> str:
+        """The conventions of one figure, for people."""
+        parts = [f"x{self.scale}", f"crop {self.crop}", "pictures rounded to 8 bits"]
+        if column.endswith("_y"):
+            parts.append(f"Y of BT.601 studio range, {'rounded' if self.round_y else 'not rounded'}")
+        return ", ".join([*parts, f"low resolution: {self.low}"])
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found.
+
+    Attributes:
+        results: by method, "restored" for a folder of pictures.
+        failed: a line about each picture that could not be compared.
+    """
+
+    conventions: Conventions
+    results: Mapping[str, EvaluationResult]
+    failed: list[str] = field(default_factory=list)
+
+
+def evaluate_folder(restored: str | Path, reference: str | Path, conventions: Conventions) -> Evaluation:
+    """Compares restored pictures with the references of the same name.
+
+    A restored picture may carry a suffix: "baby_x4.png" belongs to "baby.png".
+
+    Raises:
+        InputError: for missing folders, and where two pictures belong to one reference.
+    """
+    references = list_pictures(reference)
+    partners = _match(list_pictures(restored), references)
+    evaluator, failed = Evaluator([_metric(conventions)]), []
+    for index, path in enumerate(references):
+        try:
+            if path not in partners:
+                raise InputError(f"{path}: no restored picture of this name in {restored}")
+            found = read_rgb(partners[path])
+            try:
+                evaluator.update(index, path.stem, prediction=found, reference=crop_to_multiple(read_rgb(path), conventions.scale))
+            except InputError as error:
+                raise InputError(f"{partners[path]}: {error}") from error
+        except InputError as error:
+            failed.append(str(error))
+    return Evaluation(conventions, {"restored": evaluator.compute()}, failed)
+
+
+def _match(restored: list[Path], references: list[Path]) -> dict[Path, Path]:
+    """Reference -> restored picture."""
+    by_stem: dict[str, Path] = {}
+    for path in references:
+        if path.stem in by_stem:
+            raise InputError(f"{path}: has the same name as {by_stem[path.stem]}")
+        by_stem[path.stem] = path
+    partners: dict[Path, Path] = {}
+    for path in restored:
+        stem = path.stem
+        while stem and stem not in by_stem:
+            stem = stem.rpartition("_")[0]
+        if not stem:
+            continue
+        if by_stem[stem] in partners:
+            raise InputError(f"{path} and {partners[by_stem[stem]]} both belong to {by_stem[stem]}")
+        partners[by_stem[stem]] = path
+    return partners
+
+
+def evaluate_methods(
+    reference: str | Path,
+    methods: Mapping[str, Method],
+    conventions: Conventions,
+    *,
+    low: str | Path | None = None,
+    resize: Convention = "A",
+    progress: Callable[[str], None] = lambda _: None,
+) -> Evaluation:
+    """Makes low resolution of high, restores it by every method, and compares.
+
+    Args:
+        reference: folder of high-resolution pictures.
+        methods: name -> method; `resize_method("bicubic", scale)` is one.
+        low: folder of stored low resolution, same names; None makes it by bicubic `resize`.
+        progress: takes the name of each picture before it is restored.
+    """
+    made = f"bicubic, convention {resize}" if low is None else f"files of {low}"
+    conventions = Conventions(conventions.scale, conventions.crop, conventions.channels, conventions.round_y, made)
+    references = list_pictures(reference)
+    stored = {} if low is None else _match(list_pictures(low), references)
+    evaluators, failed = {name: Evaluator([_metric(conventions)]) for name in methods}, []
+    for index, path in enumerate(references):
+        progress(path.name)
+        try:
+            high = crop_to_multiple(read_rgb(path), conventions.scale)
+            if low is not None and path not in stored:
+                raise InputError(f"{path}: no picture of this name in {low}")
+            small = imresize(high, 1 / conventions.scale, convention=resize) if low is None else read_rgb(stored[path])
+            for name, method in methods.items():
+                evaluators[name].update(index, path.stem, prediction=method(small), reference=high)
+        except InputError as error:
+            failed.append(str(error) if str(path) in str(error) else f"{path}: {error}")
+    return Evaluation(conventions, {name: evaluator.compute() for name, evaluator in evaluators.items()}, failed)
+
+
+def resize_method(kernel: Literal["bicubic", "lanczos"], scale: int) -> Method:
+    """Plain enlargement, convention A, as a baseline."""
+    return lambda low: imresize(low, scale, kernel=kernel)
+
+
+def restore(model: nn.Module, low: Picture, device: torch.device) -> Picture:
+    """A whole picture (H, W, 3) through the model, rounded to 8 bits."""
+    return to_picture(model(to_tensor(low)[None].to(device))[0])
+
+
+def model_method(weights: str | None, scale: int | None, device: str = "auto") -> tuple[str, Method, int]:
+    """A model as a method: its name, itself, and its scale.
+
+    Args:
+        weights: file, run folder or name; None takes the shipped small model of the scale (x4 where that is None too).
+
+    Raises:
+        InputError: for weights of something else, or of another scale.
+    """
+    chosen = weights or f"drct_lite_x{scale or 4}"
+    model, place = load_published(find_weights(chosen)).eval(), pick_device(device)
+    own = getattr(model, "scale", None)
+    if not isinstance(own, int):
+        raise InputError(f"{chosen}: is no model that restores pictures")
+    if scale not in (None, own):
+        raise InputError(f"{chosen}: enlarges {own} times, not {scale} times")
+    model.to(place)
+
+    def method(low: Picture) -> Picture:
+        with torch.inference_mode():
+            return restore(model, low, place)
+
+    return Path(chosen).stem, method, own
+
+
+def _metric(conventions: Conventions) -> PsnrSsim:
+    return PsnrSsim(conventions.crop, channels=conventions.channels, round_y=conventions.round_y)
+
+
+def print_evaluation(evaluation: Evaluation) -> None:
+    """Prints the means: a line a figure, a column a method, the conventions at the end."""
+    names = list(evaluation.results)
+    first = evaluation.results[names[0]]
+    table = new_table("figure", *names, "convention", right=names, title=f"mean of {len(first.rows)} pictures")
+    for column in first.summary:
+        digits = 2 if column.startswith("psnr") else 4
+        values = [f"{result.summary[column]:.{digits}f}" for result in evaluation.results.values()]
+        table.add_row(LABELS[column], *values, evaluation.conventions.describe(column))
+    console().print(table)
+
+
+def write_evaluation(evaluation: Evaluation, folder: str | Path) -> None:
+    """Writes `metrics.csv`, a line a method, picture and figure with its convention, and `metrics.json`, the means."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["method", "picture", "figure", "value", "convention"])
+    for method, result in evaluation.results.items():
+        for row in result.rows:
+            for column, value in row.values.items():
+                shown = "" if math.isnan(value) else repr(value)
+                writer.writerow([method, row.name, column, shown, evaluation.conventions.describe(column)])
+    write_text(Path(folder) / "metrics.csv", text.getvalue())
+    content: dict[str, Any] = {
+        "conventions": {column: evaluation.conventions.describe(column) for column in _columns(evaluation)},
+        "pictures": {method: len(result.rows) for method, result in evaluation.results.items()},
+        "means": {method: {k: _json(v) for k, v in result.summary.items()} for method, result in evaluation.results.items()},
+        "failed": evaluation.failed,
+    }
+    write_text(Path(folder) / "metrics.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def _columns(evaluation: Evaluation) -> list[str]:
+    return list(dict.fromkeys(column for result in evaluation.results.values() for column in result.summary))
+
+
+def _json(value: float) -> float | str | None:
+    if math.isnan(value):
+        return None
+    return "inf" if math.isinf(value) else value

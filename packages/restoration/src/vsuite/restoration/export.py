@@ -1,0 +1,121 @@
+"""Models for other programs: ONNX with free sizes, and weights under the authors' names."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from vsuite.core import InputError, optimize_for_inference, save_weights
+from vsuite.core.files import atomic_path
+from vsuite.restoration.inference import load_model
+
+TOLERANCE = 1e-3
+"""Largest difference allowed between the file and the model; values are from 0 to 1."""
+
+
+def export_onnx(weights: str | Path | None, out: str | Path, *, scale: int | None = None) -> float:
+    """Writes ONNX: input `picture` (B, C, H, W in [0, 1]) -> output `restored` (B, C, scale * H, scale * W).
+
+    Every size is free; sides start at 2 pixels. The metadata of the file hold the scale and the number of channels. The file appears
+    only once onnxruntime has given the model's output.
+
+    Args:
+        weights, scale: see `load_model`.
+        out: ends in .onnx.
+
+    Returns:
+        The largest difference to the model that was found, on pictures of other sizes than the one traced.
+
+    Raises:
+        InputError: if packages are missing, or if the file's output differs by more than `TOLERANCE`.
+    """
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError(f'ONNX needs {", ".join(missing)}: pip install "vsuite-restoration[export]"')
+    out = _checked(out, (".onnx",))
+    model = load_model(weights, scale).eval()
+    channels = int(getattr(model, "in_channels", 3))
+    window = int(getattr(model, "window_size", 8))
+    batch, height, width = (torch.export.Dim(name, min=least) for name, least in (("batch", 1), ("height", 2), ("width", 2)))
+    example = torch.rand(2, channels, 2 * window + 1, 3 * window + 2)  # sides that no rule takes for fixed
+    try:
+        with _quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                optimize_for_inference(model),
+                (example,),
+                dynamo=True,
+                dynamic_shapes=({0: batch, 2: height, 3: width},),
+                input_names=["picture"],
+                output_names=["restored"],
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        raise InputError(f"{out}: torch could not turn {type(model).__name__} into ONNX: {str(error).splitlines()[0]}") from error
+    assert program is not None
+    program.model.metadata_props.update(scale=str(model.scale), channels=str(channels))
+    with atomic_path(out) as temporary:
+        program.save(temporary)
+        difference = _difference(model, temporary, [(1, channels, window + 3, 2 * window), (3, channels, 3 * window, window + 5)])
+        if not difference <= TOLERANCE:
+            raise InputError(f"{out}: not written, as its output differs from the model's by {difference:.1e}")
+    return difference
+
+
+def _difference(model: nn.Module, path: Path, shapes: list[tuple[int, ...]]) -> float:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    largest = 0.0
+    for shape in shapes:
+        picture = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+        (found,) = session.run(None, {"picture": picture.numpy()})
+        with torch.inference_mode():
+            largest = max(largest, float((torch.from_numpy(found) - model(picture)).abs().max()))
+    return largest
+
+
+def export_published(weights: str | Path | None, out: str | Path, *, scale: int | None = None) -> None:
+    """Writes the weights as the authors do, so that other programs load them: `params_ema` in a .pth, or plain .safetensors.
+
+    Args:
+        weights, scale: see `load_model`.
+        out: ends in .pth, .pt or .safetensors.
+    """
+    out = _checked(out, (".pth", ".pt", ".safetensors"))
+    model = load_model(weights, scale)
+    if out.suffix == ".safetensors":
+        save_weights(model, out, published=True)
+        return
+    with atomic_path(out) as temporary:
+        save_weights(model, temporary, published=True)
+        torch.save({"params_ema": torch.load(temporary, weights_only=True)}, temporary)
+
+
+def _checked(out: str | Path, suffixes: tuple[str, ...]) -> Path:
+    out = Path(out)
+    if out.suffix not in suffixes:
+        raise InputError(f"{out}: the name must end in {' or '.join(suffixes)}")
+    if out.is_dir():
+        raise InputError(f"{out}: is a folder")
+    return out
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's notes on its own workings."""
+    before: Any = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

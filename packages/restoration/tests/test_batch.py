@@ -1,0 +1,225 @@
+"""Files, folders and patterns in; names, formats, what is skipped and refused; videos, animations and the slider page."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageSequence
+from torch import Tensor, nn
+
+from vsuite.core import InputError
+from vsuite.restoration import video
+from vsuite.restoration.batch import Outputs, find_jobs, restore_files
+from vsuite.restoration.compare import Pair, pair_of_files, write_page
+from vsuite.restoration.images import read_picture
+from vsuite.restoration.inference import FinalSize, Restorer
+
+
+class Nearest(nn.Module):
+    scale, in_channels = 2, 3
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+
+@pytest.fixture
+def restorer() -> Restorer:
+    return Restorer(Nearest(), device="cpu")
+
+
+def save(path: Path, mode: str = "RGB", size: tuple[int, int] = (8, 6), **options: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    colour = {"RGB": (10, 200, 30), "RGBA": (10, 200, 30, 128), "L": 90}[mode]
+    Image.new(mode, size, colour).save(path, **options)
+    return path
+
+
+def test_a_folder_is_mirrored(tmp_path: Path, restorer: Restorer) -> None:
+    for name in ("a.png", "inner/b.jpg", "inner/deeper/c.webp", "inner/d.tif", ".hidden.png", "notes.txt"):
+        path = tmp_path / "in" / name
+        save(path) if path.suffix != ".txt" else path.write_text("x")
+    done = restore_files(restorer, tmp_path / "in", tmp_path / "out", show=False)
+    written = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.*"))
+    assert written == ["a_x2.png", "inner/b_x2.jpg", "inner/d_x2.tif", "inner/deeper/c_x2.webp"]
+    assert len(done.written) == 4
+    assert read_picture(tmp_path / "out" / "inner" / "b_x2.jpg").pixels.shape == (12, 16, 3)
+
+
+def test_patterns_and_single_outputs(tmp_path: Path, restorer: Restorer) -> None:
+    save(tmp_path / "a1.png"), save(tmp_path / "a2.png"), save(tmp_path / "b.png")
+    done = restore_files(restorer, str(tmp_path / "a*.png"), tmp_path / "out", outputs=Outputs("", "jpg"), show=False)
+    assert [job.output.name for job in done.written] == ["a1.jpg", "a2.jpg"]
+    restore_files(restorer, tmp_path / "b.png", tmp_path / "big.webp", show=False)
+    assert Image.open(tmp_path / "big.webp").size == (16, 12)
+
+
+def test_transparency_never_goes_to_jpeg(tmp_path: Path, restorer: Restorer, capsys) -> None:
+    save(tmp_path / "a.png", "RGBA")
+    done = restore_files(restorer, tmp_path / "a.png", tmp_path / "out", outputs=Outputs("_x2", "jpg"))
+    assert done.written[0].output == tmp_path / "out" / "a_x2.png"
+    assert "JPEG holds no transparency; written as a_x2.png" in capsys.readouterr().err
+    np.testing.assert_array_equal(read_picture(tmp_path / "out" / "a_x2.png").pixels[0, 0], (10, 200, 30, 128))
+
+
+def test_16_bits_go_to_jpeg_rounded(tmp_path: Path, restorer: Restorer) -> None:
+    Image.fromarray(np.full((5, 4), 257 * 90, np.uint16)).save(tmp_path / "a.png")
+    restore_files(restorer, tmp_path / "a.png", tmp_path / "out", show=False)
+    assert read_picture(tmp_path / "out" / "a_x2.png").pixels.dtype == np.uint16
+    restore_files(restorer, tmp_path / "a.png", tmp_path / "out", outputs=Outputs("", "jpg"), show=False)
+    np.testing.assert_array_equal(read_picture(tmp_path / "out" / "a.jpg").pixels, np.full((10, 8, 1), 90))
+
+
+def test_metadata_are_kept_or_stripped(tmp_path: Path, restorer: Restorer) -> None:
+    exif = Image.Exif()
+    exif[271], exif[274] = "Maker", 6
+    save(tmp_path / "a.jpg", exif=exif)
+    restore_files(restorer, tmp_path / "a.jpg", tmp_path / "out", show=False)
+    kept = Image.open(tmp_path / "out" / "a_x2.jpg")
+    assert kept.size == (12, 16)
+    assert dict(kept.getexif()) == {271: "Maker", 274: 1}
+    restore_files(restorer, tmp_path / "a.jpg", tmp_path / "out", outputs=Outputs("_bare", strip=True), show=False)
+    assert not dict(Image.open(tmp_path / "out" / "a_bare.jpg").getexif())
+
+
+def test_skip_overwrite_and_refuse(tmp_path: Path, restorer: Restorer) -> None:
+    save(tmp_path / "in" / "a.png"), save(tmp_path / "in" / "b.png")
+    (tmp_path / "out").mkdir()
+    there = tmp_path / "out" / "a_x2.png"
+    there.write_text("mine")
+    with pytest.raises(InputError, match=r"a_x2\.png: exists; --skip-existing leaves it, --overwrite replaces it"):
+        restore_files(restorer, tmp_path / "in", tmp_path / "out", show=False)
+    assert not (tmp_path / "out" / "b_x2.png").exists()
+    done = restore_files(restorer, tmp_path / "in", tmp_path / "out", outputs=Outputs("_x2", existing="skip"), show=False)
+    assert (len(done.skipped), len(done.written), there.read_text()) == (1, 1, "mine")
+    done = restore_files(restorer, tmp_path / "in", tmp_path / "out", outputs=Outputs("_x2", existing="overwrite"), show=False)
+    assert len(done.written) == 2
+    assert read_picture(there).pixels.shape == (12, 16, 3)
+
+
+def test_one_bad_file_does_not_stop_the_others(tmp_path: Path, restorer: Restorer) -> None:
+    for name in ("a.png", "c.png"):
+        save(tmp_path / "in" / name)
+    (tmp_path / "in" / "b.png").write_bytes(b"no picture")
+    done = restore_files(restorer, tmp_path / "in", tmp_path / "out", show=False)
+    assert [job.source.name for job in done.written] == ["a.png", "c.png"]
+    assert [path.name for path, _ in done.failed] == ["b.png"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a_x2.png", "c_x2.png"]
+
+
+def test_collisions_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    save(tmp_path / "a.png"), save(tmp_path / "a.jpg")
+    with pytest.raises(InputError, match=r"would both become .*a_x2\.png"):
+        find_jobs([tmp_path / "a.png", tmp_path / "a.jpg"], tmp_path / "out", Outputs("_x2", "png"))
+    with pytest.raises(InputError, match="is an input"):
+        find_jobs([tmp_path / "a.png"], tmp_path, Outputs("", existing="overwrite"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("suffix", "tolerance"), [(".gif", 8), (".webp", 16), (".png", 0)])
+def test_animations_keep_their_times(tmp_path: Path, restorer: Restorer, suffix: str, tolerance: int) -> None:
+    colours = ((250, 0, 0), (0, 250, 0), (0, 0, 250))
+    frames = [Image.new("RGB", (10, 8), colour) for colour in colours]
+    frames[0].save(tmp_path / f"a{suffix}", save_all=True, append_images=frames[1:], duration=[40, 120, 80], loop=3)
+    done = restore_files(restorer, tmp_path / f"a{suffix}", tmp_path / "out", show=False)
+    assert not done.failed
+    found = Image.open(tmp_path / "out" / f"a_x2{suffix}")
+    assert (found.n_frames, found.size, found.info["loop"]) == (3, (20, 16), 3)
+    times = []
+    for frame, colour in zip(ImageSequence.Iterator(found), colours, strict=True):
+        pixels = np.asarray(frame.convert("RGB")).astype(int)
+        assert np.abs(pixels - colour).max() <= tolerance
+        times.append(frame.info["duration"])
+    assert times == [40, 120, 80]
+
+
+def test_an_animation_does_not_go_into_a_still(tmp_path: Path, restorer: Restorer) -> None:
+    frames = [Image.new("RGB", (10, 8), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    done = restore_files(restorer, tmp_path / "a.gif", tmp_path / "out", outputs=Outputs("", "jpg"), show=False)
+    assert "is animated; .jpg holds a still picture" in done.failed[0][1]
+    with pytest.raises(InputError, match="holds 2 frames, an animation; a still picture is expected"):
+        read_picture(tmp_path / "a.gif")
+
+
+def ffmpeg() -> str:
+    try:
+        return video.find_ffmpeg()
+    except InputError:
+        pytest.skip("no ffmpeg")
+
+
+def test_a_video_keeps_rate_and_sound(tmp_path: Path, restorer: Restorer) -> None:
+    program = ffmpeg()
+    sources = ["-f", "lavfi", "-i", "color=c=0x20a040:s=32x24:r=30000/1001", "-f", "lavfi", "-i", "sine=440"]
+    source = tmp_path / "a.mp4"
+    subprocess.run([program, "-v", "error", *sources, "-t", "0.4", "-c:v", "libx264", "-c:a", "aac", source], check=True)
+    seen: list[tuple[int, int | None]] = []
+    out = video.restore_video(restorer, source, tmp_path / "b.mp4", progress=lambda done, total: seen.append((done, total)))
+    stream, said = video.read_stream(out, program), subprocess.run([program, "-i", out], capture_output=True, text=True, check=False).stderr
+    assert (stream.width, stream.height, stream.rate) == (64, 48, "30000/1001")
+    assert re.search(r"Audio: aac", said)
+    assert len(seen) == 12
+    command = [program, "-v", "error", "-i", out, "-frames:v", "1", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+    colour = np.frombuffer(subprocess.run(command, capture_output=True, check=True).stdout, np.uint8).reshape(-1, 3).mean(0)
+    np.testing.assert_allclose(colour, (0x20, 0xA0, 0x40), atol=4)
+
+
+def test_no_ffmpeg_and_no_video_are_clear(tmp_path: Path, restorer: Restorer, monkeypatch) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"no video at all")
+    ffmpeg()
+    with pytest.raises(InputError, match=r"a\.mp4: cannot be read as a video: "):
+        video.restore_video(restorer, tmp_path / "a.mp4", tmp_path / "b.mp4")
+    monkeypatch.setitem(__import__("sys").modules, "imageio_ffmpeg", None)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(InputError, match="videos need ffmpeg: install it, or pip install"):
+        video.restore_video(restorer, tmp_path / "a.mp4", tmp_path / "b.mp4")
+
+
+def test_final_size_of_files(tmp_path: Path, restorer: Restorer) -> None:
+    save(tmp_path / "a.png")
+    restore_files(restorer, tmp_path / "a.png", tmp_path / "b.png", size=FinalSize(width=20), show=False)
+    assert Image.open(tmp_path / "b.png").size == (20, 15)
+
+
+def test_the_slider_page_shows_before_on_the_left_and_after_on_the_right(tmp_path: Path) -> None:
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("no chromium")
+    before, after = np.full((100, 150, 3), (255, 0, 0), np.uint8), np.full((200, 300, 3), (0, 0, 255), np.uint8)
+    page = tmp_path / "page.html"
+    write_page(page, [Pair("<b>one</b>", before, after, "a & b")])
+    text = page.read_text()
+    assert "http" not in text
+    assert "&lt;b&gt;one&lt;/b&gt;" in text
+    move = "<script>const r = document.querySelector('.pair input'); r.value = 80; r.dispatchEvent(new Event('input'));</script>"
+    (tmp_path / "moved.html").write_text(text.replace("</body>", move + "</body>"))
+    shares = []
+    for name in ("page", "moved"):
+        shot = tmp_path / f"{name}.png"
+        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--window-size=800,600"]
+        profile = f"--user-data-dir={tmp_path / ('profile_' + name)}"
+        command = [chromium, *flags, profile, f"--screenshot={shot}", (tmp_path / f"{name}.html").as_uri()]
+        subprocess.run(command, check=True, capture_output=True, timeout=300)
+        pixels = np.asarray(Image.open(shot).convert("RGB")).astype(int)
+        red, blue = ((pixels == colour).all(-1) for colour in ((255, 0, 0), (0, 0, 255)))
+        assert np.nonzero(red)[1].max() < np.nonzero(blue)[1].min()
+        shares.append(red.sum() / (red.sum() + blue.sum()))
+    np.testing.assert_allclose(shares, [0.5, 0.8], atol=0.02)
+
+
+def test_pairs_of_files_are_upright_and_reduced(tmp_path: Path, monkeypatch) -> None:
+    from vsuite.restoration import compare
+
+    monkeypatch.setattr(compare, "LONGEST_SIDE", 10)
+    exif = Image.Exif()
+    exif[274] = 6
+    save(tmp_path / "a.jpg", size=(40, 20), exif=exif)
+    Image.fromarray(np.full((5, 4), 257 * 90, np.uint16)).save(tmp_path / "b.png")
+    pair = pair_of_files(tmp_path / "a.jpg", tmp_path / "b.png")
+    assert pair.before.shape == (10, 5, 3)
+    np.testing.assert_array_equal(pair.after, np.full((5, 4, 3), 90))

@@ -1,0 +1,99 @@
+"""`vsuite-restore` from end to end, with a tiny model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from vsuite.core import create_model, load_published, save_weights
+from vsuite.core.weights import read_state_dict
+from vsuite.restoration import demo
+from vsuite.restoration.cli import app
+
+TINY = {"embed_dim": 8, "growth": 4, "depths": (1,), "num_heads": 2, "window_size": 4, "upsample_dim": 8}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    save_weights(create_model("drct_lite_x2", **TINY), path)
+    return path
+
+
+def run(*arguments: object) -> str:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_predict_and_its_page(tmp_path: Path, weights: Path) -> None:
+    picture = tmp_path / "cat.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)).save(picture)
+    output = run(
+        "predict", picture, "--weights", weights, "--out", tmp_path / "out", "--compare", tmp_path / "page.html", "--device", "cpu"
+    )
+    assert "tiny: x2, 3 channels, window 4" in output
+    assert f"{picture} -> {tmp_path / 'out' / 'cat_x2.png'}" in output
+    assert Image.open(tmp_path / "out" / "cat_x2.png").size == (14, 18)
+    assert (tmp_path / "page.html").read_text().count("data:image/png;base64,") == 2
+
+
+def test_the_result_is_the_models(tmp_path: Path, weights: Path) -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (8, 12, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    run("predict", tmp_path / "a.png", "--weights", weights, "--out", tmp_path / "b.png", "--device", "cpu")
+    with torch.inference_mode():
+        found = load_published(weights).eval()(torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255)
+    expected = (found[0].clamp(0, 1) * 255).round().permute(1, 2, 0).numpy()
+    assert np.abs(np.asarray(Image.open(tmp_path / "b.png")) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_export_published_loads_as_the_authors_file(tmp_path: Path, weights: Path, suffix: str) -> None:
+    out = tmp_path / f"theirs{suffix}"
+    run("export", "--weights", weights, "--published", "--out", out)
+    if suffix == ".pth":
+        assert list(torch.load(out, weights_only=True)) == ["params_ema"]
+    again, own = read_state_dict(out), load_published(weights).state_dict()
+    assert again.keys() == own.keys()
+    assert all(torch.equal(again[name], own[name]) for name in own)
+    x = torch.rand(1, 3, 5, 6)
+    with torch.inference_mode():
+        torch.testing.assert_close(load_published(out).eval()(x), load_published(weights).eval()(x))
+
+
+@pytest.mark.slow
+def test_export_onnx_takes_any_size(tmp_path: Path, weights: Path) -> None:
+    import onnxruntime
+
+    assert "differs from the model by at most" in run("export", "--weights", weights, "--out", tmp_path / "a.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "a.onnx", providers=["CPUExecutionProvider"])
+    assert session.get_modelmeta().custom_metadata_map["scale"] == "2"
+    x = torch.rand(1, 3, 11, 6)
+    (found,) = session.run(None, {"picture": x.numpy()})
+    with torch.inference_mode():
+        torch.testing.assert_close(torch.from_numpy(found), load_published(weights).eval()(x), rtol=1e-3, atol=1e-4)
+
+
+def test_drawings_are_pictures_with_detail() -> None:
+    for name, draw in demo.DRAWINGS.items():
+        picture = draw(64)
+        assert picture.shape == (64, 64, 3), name
+        assert picture.std() > 0.05, name
+        np.testing.assert_array_equal(picture, draw(64))
+
+
+def test_demo(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(demo, "SIDE", 48)
+    monkeypatch.setattr(demo, "DRAWINGS", {name: demo.DRAWINGS[name] for name in ("discs", "letters")})
+    output = run("demo", "--out", tmp_path / "demo", "--scale", 2)
+    assert "PSNR-Y" in output
+    assert "lanczos" in output
+    assert (tmp_path / "demo" / "report.html").read_text().count("<figure>") == 2
+    assert sorted(path.name for path in (tmp_path / "demo" / "restored").iterdir()) == ["discs.png", "letters.png"]
