@@ -25,6 +25,7 @@ OPEN_HEAVY = {
     ("vsuite.core.training.runner", "mmengine"),
     ("vsuite.core.training.loop", "mmengine"),
     ("vsuite.medical.bundle_components", "monai"),
+    ("vsuite.restoration.adversary", "mmengine"),
 }
 HEAVY = {"mmengine", "monai", "matplotlib", "cv2", "onnx", "onnxscript", "onnxruntime", "open3d", "ignite"}
 

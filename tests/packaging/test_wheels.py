@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = {"vsuite": ".", "vsuite-core": "shared", "vsuite-medical": "packages/medical"}
+FOLDERS = {"vsuite": ".", "vsuite-core": "shared", "vsuite-medical": "packages/medical", "vsuite-restoration": "packages/restoration"}
 
 
 def project(folder: str) -> dict:
@@ -104,10 +104,12 @@ def test_nobody_owns_the_namespace(contents: dict[str, set[str]]) -> None:
         code = {file for file in files if ".dist-info/" not in file}
         assert all(file.startswith("vsuite/") and file.count("/") >= 2 for file in code), f"{name}: {sorted(code)[:5]}"
         packages[name] = {file.split("/")[1] for file in code}
-    assert packages == {"vsuite": set(), "vsuite-core": {"core"}, "vsuite-medical": {"medical"}}
+    assert packages == {"vsuite": set(), "vsuite-core": {"core"}, "vsuite-medical": {"medical"}, "vsuite-restoration": {"restoration"}}
 
 
-@pytest.mark.parametrize(("name", "package"), [("vsuite-core", "core"), ("vsuite-medical", "medical")])
+@pytest.mark.parametrize(
+    ("name", "package"), [("vsuite-core", "core"), ("vsuite-medical", "medical"), ("vsuite-restoration", "restoration")]
+)
 def test_wheels_hold_every_file_of_the_source(contents: dict[str, set[str]], name: str, package: str) -> None:
     source = ROOT / FOLDERS[name] / "src"
     files = {str(path.relative_to(source)) for path in source.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
@@ -131,22 +133,32 @@ def test_metadata(wheels: dict[str, Path]) -> None:
 
 
 def test_installed_code_comes_from_the_wheels(installed: Path, tmp_path: Path) -> None:
-    code = "import vsuite, vsuite.core, vsuite.medical; print(*vsuite.__path__, vsuite.core.__file__, vsuite.medical.__file__, sep='\\n')"
+    code = (
+        "import vsuite, vsuite.core, vsuite.medical, vsuite.restoration\n"
+        "print(*vsuite.__path__, vsuite.core.__file__, vsuite.medical.__file__, vsuite.restoration.__file__, sep='\\n')"
+    )
     places = run(installed / "bin/python", "-c", code, cwd=tmp_path).split()
-    assert len(places) == 3
+    assert len(places) == 4
     assert all(Path(place).is_relative_to(installed) for place in places), places
 
 
 def test_commands_as_installed(installed: Path, tmp_path: Path) -> None:
     assert "segformer3d" in run(installed / "bin/vsuite", "models", cwd=tmp_path)
-    words = run(installed / "bin/vsuite-medical", "--help", cwd=tmp_path)
-    assert all(verb in words for verb in ("train", "predict", "evaluate", "export", "demo")), words
+    for command in ("vsuite-medical", "vsuite-restore"):
+        words = run(installed / "bin" / command, "--help", cwd=tmp_path)
+        assert all(verb in words for verb in ("train", "predict", "evaluate", "export", "demo")), words
     assert not list(tmp_path.iterdir()), "asking for help wrote files"
 
 
 def test_package_data_as_installed(installed: Path, tmp_path: Path) -> None:
-    code = "from importlib.resources import files\nfor f in files('vsuite.medical').rglob('*'): print(f.name)"  # fmt: skip
+    code = "\n".join(
+        (
+            "from importlib.resources import files",
+            "for package in ('core', 'medical', 'restoration'):",
+            "    for file in files(f'vsuite.{package}').rglob('*'): print(file.name)",
+        )
+    )
     names = run(installed / "bin/python", "-c", code, cwd=tmp_path).split()
-    source = ROOT / "packages/medical/src"
-    data = {p.name for p in source.rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc")}
+    sources = [ROOT / folder / "src" for folder in FOLDERS.values() if folder != "."]
+    data = {p.name for source in sources for p in source.rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc")}
     assert data <= set(names)
