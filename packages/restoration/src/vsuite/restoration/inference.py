@@ -249,8 +249,6 @@ def load_model(weights: str | Path | None, scale: int | None = None) -> nn.Modul
         InputError: where there is none, or its file is damaged or of another kind of model.
     """
     path = find_weights(weights or shipped(scale))
-    if not path.exists() and path.stem in ("drct_lite_x2", "drct_lite_x4"):  # TEMPORARY until the weights are trained
-        return create_model(path.stem)
     model = load_published(path)
     _facts(model, str(weights))
     return model

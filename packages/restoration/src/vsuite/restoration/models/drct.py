@@ -323,7 +323,7 @@ LARGE = {"depths": (6,) * 12}
 LITE = {
     "embed_dim": 48,
     "growth": 16,
-    "depths": (6,) * 3,
+    "depths": (6, 6),
     "num_heads": 4,
     "window_size": 8,
     "mlp_ratio": 1.0,
