@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from vsuite.core import InputError, create_model, load_published, optimize_for_inference
+from vsuite.core import InputError, load_published, optimize_for_inference
 from vsuite.core.devices import pick_device
 from vsuite.core.errors import unknown
 from vsuite.core.weights import find_weights
