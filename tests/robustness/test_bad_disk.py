@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 from pathlib import Path
 
 import pytest
 
 
-@pytest.fixture
-def full_disk():
-    """No file may grow beyond the given bytes, as on a disk that is full."""
-    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, most))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+@contextlib.contextmanager
+def full_disk(size):
+    """No file may grow beyond the given bytes, as on a disk that is full (nor may a log that pytest's own output goes to)."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 @pytest.fixture(params=["below a file", "system folder"])
@@ -23,51 +27,55 @@ def read_only(request, tmp_path) -> Path:
     return tmp_path / "file" / "out" if request.param == "below a file" else Path("/proc/vsuite-out")
 
 
-def test_predicting_to_a_full_disk(predict, save, full_disk, leavings, tmp_path):
+def test_predicting_to_a_full_disk(predict, save, leavings, tmp_path):
     import numpy as np
 
     path = save(tmp_path / "in" / "x.nii.gz", np.random.default_rng(0).normal(size=(40, 40, 40)).astype(np.float32))
     predict(path, "--probabilities", out=tmp_path / "fits")
-    full_disk(1000)
     for arguments in ((), ("--probabilities",)):
-        predict(path, *arguments, "--overwrite").refused("x", "cannot be written: File too large")
+        with full_disk(1000):
+            finished = predict(path, *arguments, "--overwrite")
+        finished.refused("x", "cannot be written: File too large")
         assert leavings(tmp_path / "out") == []
 
 
 @pytest.mark.parametrize("size", [500, 8_000])
-def test_training_to_a_full_disk(size, train, full_disk, tmp_path):
-    full_disk(size)
-    train().refused("cannot be written: File too large")
+def test_training_to_a_full_disk(size, train, tmp_path):
+    with full_disk(size):
+        finished = train()
+    finished.refused("cannot be written: File too large")
     assert not list((tmp_path / "run").rglob(".*")), "no temporary files"
 
 
-def test_a_checkpoint_that_does_not_fit(train, full_disk, tmp_path):
+def test_a_checkpoint_that_does_not_fit(train, tmp_path):
     """Prepared cases fit, the checkpoint does not: what is there stays whole, and the run can be resumed."""
     whole = tmp_path / "whole"
     assert train(out=whole).code == 0
     largest_before = max(p.stat().st_size for p in (whole / "prepared").iterdir())
     checkpoint = (whole / "checkpoints" / "last.pth").stat().st_size
     assert largest_before < checkpoint
-    full_disk(checkpoint - 1)
-    train().refused("cannot be written: File too large")
+    with full_disk(checkpoint - 1):
+        finished = train()
+    finished.refused("cannot be written: File too large")
     assert not list((tmp_path / "run").rglob(".*")), "no temporary files"
     assert not (tmp_path / "run" / "checkpoints" / "last.pth").exists()
-    full_disk(resource.getrlimit(resource.RLIMIT_FSIZE)[1])
     assert train("--resume").code == 0
 
 
 @pytest.mark.parametrize("form", ["bundle", "published", "torchscript"])
-def test_exporting_to_a_full_disk(form, invoke, weights, full_disk, tmp_path):
+def test_exporting_to_a_full_disk(form, invoke, weights, tmp_path):
     names = {"bundle": "bundle", "published": "x.pth", "torchscript": "x.ts"}
-    full_disk(10_000)
-    invoke("export", "--weights", weights, "--format", form, "--out", tmp_path / names[form]).refused("cannot be written")
+    with full_disk(10_000):
+        finished = invoke("export", "--weights", weights, "--format", form, "--out", tmp_path / names[form])
+    finished.refused("cannot be written")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_evaluating_to_a_full_disk(invoke, dataset, full_disk, tmp_path):
-    full_disk(100)
+def test_evaluating_to_a_full_disk(invoke, dataset, tmp_path):
     labels = dataset / "labelsTr"
-    invoke("evaluate", labels, "--data", labels, "--out", tmp_path / "result", "--no-pictures").refused("cannot be written: File too large")
+    with full_disk(100):
+        finished = invoke("evaluate", labels, "--data", labels, "--out", tmp_path / "result", "--no-pictures")
+    finished.refused("cannot be written: File too large")
     assert not [p for p in (tmp_path / "result").rglob("*") if p.is_file()]
 
 
