@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vsuite.core import InputError, create_model, load_published, load_weights, model_info, optimize_for_inference
 from vsuite.core.bench.plain.hornet import build as build_plain
-from vsuite.core.models.hornet import GlobalLocalFilter, GnConv, GnConvModule, HorNet
+from vsuite.core.models.hornet import GlobalLocalFilter, GnConv, GnConvModule, HorNet, fourier_matrices
 
 LoadCase = Callable[[str], Any]
 PARAMETERS = {
@@ -188,6 +188,29 @@ def test_filter_of_ones_passes_the_second_half_to_the_odd_channels(height: int, 
     out = layer(x)
     torch.testing.assert_close(out[:, 1::2], layer.pre_norm(x)[:, 3:], rtol=1e-4, atol=1e-5)
     assert not out[:, ::2].any()
+
+
+@settings(max_examples=20, deadline=None)
+@given(height=st.integers(1, 12), width=st.integers(1, 12))
+def test_matrices_transform_as_the_fft_does(height: int, width: int) -> None:
+    x = torch.randn(height, width, dtype=torch.float64)
+    rows, columns, rows_back = fourier_matrices(height, width, x.device, x.dtype)
+    half = width // 2 + 1
+    spectrum = columns @ (x @ rows.T).reshape(2 * height, half)
+    torch.testing.assert_close(torch.complex(*spectrum.reshape(2, height, half)), torch.fft.rfft2(x, norm="ortho"))
+    scaled = torch.randn(2, height, half, dtype=torch.float64)
+    wanted = torch.fft.irfft2(torch.complex(*scaled), s=(height, width), norm="ortho")
+    back = (columns.T @ scaled.reshape(2 * height, half)).reshape(height, 2 * half) @ rows_back.T
+    torch.testing.assert_close(back, wanted)
+
+
+@pytest.mark.slow
+def test_fourier_filters_export_with_free_sides() -> None:
+    model, side = tiny(**GRIDS), torch.export.Dim.AUTO
+    program = torch.export.export(model, (torch.randn(1, 3, 96, 64),), dynamic_shapes=({2: side, 3: side},))
+    for size in [(96, 64), (71, 107), (160, 224)]:
+        x = torch.randn(1, 3, *size)
+        torch.testing.assert_close(program.module()(x), model(x), rtol=1e-4, atol=1e-5)
 
 
 def test_decoder_module_ends_with_norm_and_activation() -> None:

@@ -75,7 +75,7 @@ class PublishedLayout:
     Attributes:
         build: the constructor that takes the options that `infer` finds.
         infer: state dict (names already ours, without prefixes that ours lack) -> constructor options.
-    XX: (published, ours) pairs of name fragments, applied in order; both must be unambiguous, since
+        renames: (published, ours) pairs of name fragments, applied in order; both must be unambiguous, since
             saving in the published layout applies them backwards.
         assumed: options that the checkpoint does not record, with the value assumed when the caller gives none.
         others: the same checkpoint under the names of another library.

@@ -43,7 +43,7 @@ def main() -> None:
         _run(subject, conditions)
         print(torch.cuda.max_memory_allocated(conditions.device))
         return
-    __import__(subject.module)  # the code's own memory is not the model's
+    __import__(subject.target.split(":")[0])  # the code's own memory is not the model's
     start, _ = process_memory()
     _run(subject, conditions)
     print(max(0, process_memory()[1] - start))

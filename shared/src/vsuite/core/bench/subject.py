@@ -77,13 +77,13 @@ class Subject:
     Attributes:
         name: of the model.
         form: "fast" (as `create_model` builds it), "optimized", "compiled" or "plain".
-        module: where the model is registered, or where the plain form's `build` is.
+        target: "module:function" that builds it; importing the module registers the variant of this name where it has no such function.
         options: keywords of that function; they must survive JSON.
     """
 
     name: str
     form: str
-    module: str
+    target: str
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -92,8 +92,8 @@ class Subject:
 
     def build(self, weights: Mapping[str, Tensor] | None = None) -> nn.Module:
         """The model in eval mode, with these weights if any are given."""
-        module = importlib.import_module(self.module)
-        build = module.build if self.form == "plain" else model_info(self.name).builder
+        module, function = self.target.split(":")
+        build = getattr(importlib.import_module(module), function, None) or model_info(self.name).builder
         model = build(**self.options).eval()
         if weights is not None:
             load_weights(model, weights)
@@ -119,19 +119,19 @@ def forms(
     for key in options:
         if key not in info.options:
             raise unknown(f"option of {name}", key, info.options)
-    module = info.builder.__module__
-    subjects = [Subject(name, "fast", module, options)]
+    target = f"{info.builder.__module__}:{info.builder.__name__}"
+    subjects = [Subject(name, "fast", target, options)]
     if plain:
         defaults = {key: value for key, value in info.options.items() if value is not inspect.Parameter.empty}
-        subjects.insert(0, Subject(name, "plain", _plain_module(name, module), {**defaults, **options}))
+        subjects.insert(0, Subject(name, "plain", _plain_target(name, info.builder.__module__), {**defaults, **options}))
     if optimized:
-        subjects.append(Subject(name, "optimized", module, options))
+        subjects.append(Subject(name, "optimized", target, options))
     if compiled:
-        subjects.append(Subject(name, "compiled", module, options))
+        subjects.append(Subject(name, "compiled", target, options))
     return subjects
 
 
-def _plain_module(name: str, builder_module: str) -> str:
+def _plain_target(name: str, builder_module: str) -> str:
     package, found, system = builder_module.partition(".models.")
     module = f"{package}.bench.plain.{system.split('.')[0]}"
     try:
@@ -140,4 +140,4 @@ def _plain_module(name: str, builder_module: str) -> str:
         exists = False
     if not exists:
         raise InputError(f"{name} has no plain form to compare with: there is no module {module}")
-    return module
+    return f"{module}:build"

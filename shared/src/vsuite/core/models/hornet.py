@@ -67,10 +67,11 @@ class GlobalLocalFilter(nn.Module):
         if torch.compiler.is_compiling() or not self.folded:
             return self._resized(grid, dtype)
         key = grid, dtype, self.complex_weight.device
-        if self.kept is None or self.kept[0] != key:
+        kept = self.kept  # read once: another thread may replace it
+        if kept is None or kept[0] != key:
             with torch.inference_mode(False):
-                self.kept = key, self._resized(grid, dtype)
-        return self.kept[1]
+                kept = self.kept = key, self._resized(grid, dtype)
+        return kept[1]
 
     def _resized(self, grid: FilterGrid, dtype: torch.dtype) -> Tensor:
         return resize_filter(self.complex_weight.to(dtype), grid).permute(3, 1, 2, 0).contiguous()

@@ -208,7 +208,11 @@ def _nested(annotation: Any) -> Iterator[type[BaseModel]]:
 
 def write_settings(settings: BaseModel, path: str | Path) -> None:
     """Writes all settings, defaults included, as YAML that `load_settings` reads back."""
-    write_text(path, yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+    content = settings.model_dump(mode="json")
+    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    if yaml.safe_load(text) != content:  # YAML folds some of Unicode's line breaks into spaces
+        text = yaml.safe_dump(content, sort_keys=False)
+    write_text(path, text)
 
 
 def find_changes(settings: BaseModel, before: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
