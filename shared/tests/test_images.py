@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from vsuite.core.errors import InputError
 from vsuite.core.images.augmentation import OPERATIONS, AugmentationSettings, RandAugmentSettings, augment, mix, random_crop
-from vsuite.core.images.datasets import check_for_training, check_images, divide, read_dataset
+from vsuite.core.images.datasets import check_for_training, check_images, divide, natural, read_dataset
 from vsuite.core.images.files import read_image
 from vsuite.core.images.metrics import average_precision, classification_metrics, confusion_matrix, ranks, roc_auc, truth_table
 from vsuite.core.images.preprocessing import PreprocessingSettings, preprocess, restore
@@ -451,3 +451,30 @@ def test_checksums_of_the_test_images_are_right(tmp_path: Path) -> None:
     assert zlib.crc32(b"IEND") == struct.unpack(">I", path.read_bytes()[-4:])[0]
     path.write_bytes(path.read_bytes() + b"more")
     np.testing.assert_array_equal(read_image(path), RED_GREEN)
+
+
+# --- what once went wrong ---
+
+
+def test_mended_class_order_does_not_depend_on_the_hash_seed() -> None:
+    names = ["01", "10", "1", "001", "9", "b", "a"]
+    assert sorted(names, key=natural) == sorted(names[::-1], key=natural) == ["001", "01", "1", "9", "10", "a", "b"]
+
+
+def test_mended_two_folders_of_one_split_are_refused(tmp_path: Path) -> None:
+    for split in ("train", "val", "valid"):
+        folder_of(tmp_path / split, a=1, b=1)
+    with pytest.raises(InputError, match="valid: val beside it is the split 'val' as well"):
+        read_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.uint8])
+@pytest.mark.parametrize("intensity", ["type", "image"])
+@pytest.mark.parametrize(("given", "channels"), [(3, 1), (1, 3)])
+def test_mended_augmentation_converts_the_channels_of_any_type(dtype: type, intensity: Any, given: int, channels: Any) -> None:
+    image = np.random.default_rng(0).random((8, 8, given))
+    pixels = (image * 255).astype(np.uint8) if dtype is np.uint8 else image.astype(dtype)
+    preprocessing = PreprocessingSettings(size=8, channels=channels, intensity=intensity)
+    still = AugmentationSettings(crop_scale=(1, 1), crop_ratio=(1, 1), flip=0)
+    found = augment(pixels, still, preprocessing, np.random.default_rng(0))
+    torch.testing.assert_close(found, preprocess(pixels, preprocessing))

@@ -473,3 +473,79 @@ def test_a_bad_training_image_is_named(photos: Path, tmp_path: Path, capsys: pyt
 def test_the_weights_load_into_a_plain_model(photo_run: Path) -> None:
     report = load_weights(create_model("toy_images", num_classes=3), photo_run / "checkpoints/best.safetensors")
     assert not report.problems()
+
+
+# --- what once went wrong ---
+
+
+def test_mended_a_run_resumes_with_its_own_data_only(photos: Path, tmp_path: Path) -> None:
+    rows = [f"{photos}/{name}/{index}.png,{name}" for name in ("red", "green") for index in range(4)]
+    data = tmp_path / "a.csv"
+    data.write_text("\n".join(["path,label", *rows]))
+    trained(data, tmp_path / "run", "training.steps=2")
+    split = (tmp_path / "run/split.csv").read_text()
+    for changed in (rows[:-1], [row.replace(",green", ",lime") for row in rows]):
+        data.write_text("\n".join(["path,label", *changed]))
+        with pytest.raises(InputError, match="the run began with other images, labels, classes or splits"):
+            trained(data, tmp_path / "run", "training.steps=3", resume=True)
+        assert (tmp_path / "run/split.csv").read_text() == split
+    data.write_text("\n".join(["path,label", *rows]))
+    trained(data, tmp_path / "run", "training.steps=3", resume=True)
+    assert (tmp_path / "run/split.csv").read_text() == split
+
+
+def test_mended_a_run_on_arrays_resumes_with_its_own_data_only(tmp_path: Path) -> None:
+    images, labels = np.random.default_rng(0).integers(0, 256, (12, 16, 16, 3), np.uint8), np.arange(12) % 2
+    np.savez(tmp_path / "a.npz", images=images, labels=labels)
+    trained(tmp_path / "a.npz", tmp_path / "run", "training.steps=2")
+    assert not (tmp_path / "run/split.csv").exists()
+    trained(tmp_path / "a.npz", tmp_path / "run", "training.steps=3", resume=True)
+    np.savez(tmp_path / "a.npz", images=images[::-1], labels=labels)
+    with pytest.raises(InputError, match=r"data\.json: the run began with other images"):
+        trained(tmp_path / "a.npz", tmp_path / "run", "training.steps=4", resume=True)
+
+
+def test_mended_the_number_of_classes_is_the_files(tmp_path: Path) -> None:
+    model = create_model("resnet18", num_classes=5).eval()
+    torch.save(model.state_dict(), tmp_path / "a.pth")
+    predictor = Predictor(tmp_path / "a.pth", model="resnet18", image_size=32)
+    assert predictor.classes == list("01234")
+    image = np.zeros((32, 32, 3), np.uint8)
+    assert set(predictor.predict(image).label) <= set("01234")
+    torch.save({name: value for name, value in model.state_dict().items() if not name.startswith("fc.")}, tmp_path / "b.pth")
+    with pytest.raises(InputError):
+        Predictor(tmp_path / "b.pth", model="resnet18")
+    model.built_from = {"model": "resnet18", "options": {"num_classes": 7}}  # type: ignore[assignment]
+    save_weights(model, tmp_path / "c.safetensors")
+    with pytest.raises(InputError, match="its last layer does not fit"):
+        Predictor(tmp_path / "c.safetensors")
+
+
+@pytest.mark.parametrize("metric", ["top5", "f1", "nothing"])
+def test_mended_the_best_metric_is_checked_before_anything_is_written(photos: Path, tmp_path: Path, metric: str) -> None:
+    with pytest.raises(InputError, match=rf"unknown validation metric \(training.best_metric\) '{metric}'"):
+        trained(photos, tmp_path / "run", f"training.best_metric={metric}")
+    assert not (tmp_path / "run").exists()
+
+
+def test_mended_the_best_metric_of_several_labels_is_checked(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", images=np.zeros((8, 16, 16, 3), np.uint8), labels=np.ones((8, 2), np.uint8))
+    with pytest.raises(InputError, match="unknown validation metric"):
+        trained(tmp_path / "a.npz", tmp_path / "run", "training.best_metric=mean_class_accuracy")
+    assert not (tmp_path / "run").exists()
+
+
+def test_mended_steps_between_validations_win_over_epochs(photos: Path, tmp_path: Path) -> None:
+    def chosen(*overrides: str, **given: Any) -> tuple[int, float | None]:
+        settings = resolve_settings(data=photos, overrides=overrides, **given)
+        (tmp_path / "settings.yaml").write_text(json.dumps(settings.model_dump(mode="json")))
+        kept = resolve_settings(config=tmp_path / "settings.yaml")
+        assert kept == settings
+        return kept.training.validate_every, kept.validation.every_epochs
+
+    assert chosen() == (500, 1.0)
+    assert chosen("validation.every_epochs=2") == (500, 2.0)
+    assert chosen("training.validate_every=50") == (50, None)
+    assert chosen("training.validate_every=500") == (500, None)
+    (tmp_path / "mine.yaml").write_text("name: mine\ntraining: {steps: 5, validate_every: 500}\n")
+    assert chosen(recipe=tmp_path / "mine.yaml") == (500, None)

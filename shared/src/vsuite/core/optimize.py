@@ -26,8 +26,10 @@ def optimize_for_inference(model: nn.Module, example: Tensor | tuple[Any, ...] |
         fold = getattr(module, "fold", None)
         if callable(fold):
             fold()
+    vars(fast).pop("built_from", None)  # weights saved from it could not be loaded again
     if compile:
-        fast = torch.compile(fast, options={"freezing": True})  # type: ignore[assignment]
+        # One graph a size: graphs of free sizes are slower, and torch 2.13 fails to make that of CvT.
+        fast = torch.compile(fast, dynamic=False, options={"freezing": True})  # type: ignore[assignment]
     if example is not None:
         with torch.inference_mode():
             fast(*example) if isinstance(example, tuple) else fast(example)

@@ -294,7 +294,10 @@ def create_model(
         model = _tagged(info.builder(**options), name, options)
     except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:  # a damaged or forged note may say anything
         raise InputError(f"{name} cannot be built with the options of its weights, {options}: {' '.join(str(error).split())}") from error
-    load_weights(model, weights)
+    report = load_weights(model, weights)
+    head = info.layout.head if info.layout else ""
+    if head and "num_classes" not in options and any(name.startswith(head) for name in report.fresh):
+        raise InputError(f"the weights classify another number of classes than {name} does by default; give num_classes")
     return model
 
 

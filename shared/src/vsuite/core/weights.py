@@ -364,12 +364,13 @@ def load_published(source: Source, system: str | None = None, **options: Any) ->
         return registry.create_model(metadata["model"], weights=source, **options)  # type: ignore[arg-type]
     options = metadata.get("options", {}) | options
     name, layout, state = _recognise(source, noted)
-    assumed = {key: value for key, value in layout.assumed.items() if key not in options}
     for key in options:
         if key not in inspect.signature(layout.build).parameters:
             raise unknown(f"option of {name}", key, inspect.signature(layout.build).parameters)
     try:
-        options = {**layout.infer(state), **assumed, **options}
+        options = layout.infer(state) | options
+        assumed = {key: value for key, value in layout.assumed.items() if key not in options}
+        options |= assumed
         model = layout.build(**options)
     except KeyError as error:
         raise InputError(f"{label}: is no complete checkpoint of {name}: {error} is missing") from error

@@ -81,7 +81,7 @@ def augment(pixels: Pixels, settings: AugmentationSettings, preprocessing: Prepr
     if preprocessing.intensity == "image":  # the whole image's range, not the part's
         pixels = to_unit(pixels, preprocessing)
     image = random_crop(pixels, settings.crop_scale, settings.crop_ratio, rng)
-    image = resize(to_unit(image, preprocessing) if image.dtype != np.float32 else image, preprocessing.size)
+    image = resize(image if preprocessing.intensity == "image" else to_unit(image, preprocessing), preprocessing.size)
     if rng.random() < settings.flip:
         image = image[:, ::-1]
     if rng.random() < settings.flip_vertical:

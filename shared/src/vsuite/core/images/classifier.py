@@ -16,7 +16,7 @@ from vsuite.core.images.datasets import first
 from vsuite.core.images.preprocessing import PreprocessingSettings
 from vsuite.core.images.recipes import RecipeSettings
 from vsuite.core.registry import create_model, model_info
-from vsuite.core.weights import find_weights, load_published, load_weights, read_metadata
+from vsuite.core.weights import find_weights, load_published, load_weights, read_metadata, read_state_dict, rename
 
 PUBLISHED_CROP = 0.875  # what the published accuracies on ImageNet were measured with
 
@@ -110,17 +110,38 @@ def load_classifier(source: str | Path, model: str | None = None) -> tuple[nn.Mo
         model: name of the model; None finds it from the file.
 
     Raises:
-        InputError: for files that are no weights of a classifier.
+        InputError: for files that are no weights of a classifier, or lack those of the last layer.
     """
     path = find_weights(source)
     note = read_metadata(path).get("classifier")
-    network = load_published(path) if model is None else create_model(model, weights=path)
+    network = load_published(path) if model is None else create_model(model, weights=path, num_classes=_classes_of_head(path, model))
+    _check_head(network, path)
     if note is None:
         return network, _published_note(network, path, model)
     try:
         return network, ClassifierNote.model_validate(note)
     except pydantic.ValidationError as error:
         raise InputError(f"{path}: its note on the classes is damaged: {error.errors()[0]['msg']}") from error
+
+
+def _classes_of_head(path: Path, model: str) -> int | None:
+    """How many classes the weights are of, where the model's layout says which tensor tells; else None."""
+    info = model_info(model)
+    if info.layout is None or not info.layout.head or "num_classes" not in info.options:
+        return None
+    weight = rename(read_state_dict(path), info.layout).get(info.layout.head + "weight")
+    return None if weight is None or not weight.ndim else len(weight)
+
+
+def _check_head(network: nn.Module, path: Path) -> None:
+    """Raises `InputError` where the last layer was left at random: loading tolerates that for the sake of fine-tuning."""
+    name = getattr(network, "built_from", {}).get("model")
+    layout = model_info(name).layout if name else None
+    if layout is None or not layout.head:
+        return
+    fresh = [key for key in load_weights(network, path).fresh if key.startswith(layout.head)]
+    if fresh:
+        raise InputError(f"{path}: its last layer does not fit the {name} it is for: {first(fresh)}; it cannot predict")
 
 
 def _published_note(network: nn.Module, path: Path, model: str | None) -> ClassifierNote:

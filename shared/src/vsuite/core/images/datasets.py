@@ -163,9 +163,9 @@ def _first_of(problems: Sequence[str], what: str) -> str:
     return problems[0] if len(problems) == 1 else f"{problems[0]} ({len(problems)} {what})"
 
 
-def natural(name: str) -> list[tuple[int, int, str]]:
-    """Sort key that puts "10" after "9"."""
-    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name) if part]
+def natural(name: str) -> tuple[list[tuple[int, int, str]], str]:
+    """Sort key that puts "10" after "9"; the name itself decides between "1" and "01"."""
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name) if part], name
 
 
 def _indices(names: Iterable[str], classes: Sequence[str], where: str) -> tuple[int, ...]:
@@ -186,7 +186,7 @@ def _read_folder(root: Path, classes: Sequence[str] | None, multi_label: bool | 
         raise InputError(f"{root}: class folders give each image one label; a multi-label set is a .csv or .npz file")
     folders = _subfolders(root)
     divided = bool(folders) and all(folder.name.lower() in SPLITS for folder in folders) and any(_subfolders(folder) for folder in folders)
-    parts = {SPLITS[folder.name.lower()]: _class_files(folder) for folder in folders} if divided else {ALL: _class_files(root)}
+    parts = _divided(folders) if divided else {ALL: _class_files(root)}
     if classes is None:
         training = parts.get("train", next(iter(parts.values())))
         classes = sorted(training, key=natural)
@@ -197,6 +197,17 @@ def _read_folder(root: Path, classes: Sequence[str] | None, multi_label: bool | 
             labels = _indices([name], classes, str(root / split / name) if divided else str(root / name))
             splits[split] += [Sample(str(path), path, labels) for path in found[name]]
     return ImageDataset(root, list(classes), False, splits)
+
+
+def _divided(folders: Sequence[Path]) -> dict[str, dict[str, list[Path]]]:
+    """Split -> class -> its images."""
+    chosen: dict[str, Path] = {}
+    for folder in folders:
+        split = SPLITS[folder.name.lower()]
+        if split in chosen:
+            raise InputError(f"{folder}: {chosen[split].name} beside it is the split {split!r} as well; one folder a split is expected")
+        chosen[split] = folder
+    return {split: _class_files(folder) for split, folder in chosen.items()}
 
 
 def _class_files(root: Path) -> dict[str, list[Path]]:

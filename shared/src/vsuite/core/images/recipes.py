@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from vsuite.core.images.augmentation import AugmentationSettings
 from vsuite.core.images.preprocessing import PreprocessingSettings
@@ -16,7 +16,7 @@ from vsuite.core.training.settings import MAY_CHANGE, TrainingSettings
 class ValidationSettings(BaseModel):
     """Attributes:
     fraction: share of the images that validates where the data set does not say.
-    every_epochs: how often; None goes by `training.validate_every`, in steps.
+    every_epochs: how often; None goes by `training.validate_every`, in steps, which wins where it is set.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -51,6 +51,14 @@ class RecipeSettings(BaseModel):
     image: PreprocessingSettings = PreprocessingSettings()
     validation: ValidationSettings = ValidationSettings()
     check_images: int = Field(default=2000, ge=0, json_schema_extra=MAY_CHANGE)
+
+    @model_validator(mode="after")
+    def _steps_before_epochs(self) -> RecipeSettings:
+        """Kept settings list every field, so there only a value other than the default says that it was chosen."""
+        alone = "validate_every" in self.training.model_fields_set and "every_epochs" not in self.validation.model_fields_set
+        if alone or self.training.validate_every != TrainingSettings.model_fields["validate_every"].default:
+            self.validation = self.validation.model_copy(update={"every_epochs": None})
+        return self
 
 
 def list_recipes() -> list[str]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
+import json
 import math
 import statistics
 from collections.abc import Callable, Sequence
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vsuite.core.devices import pick_device
-from vsuite.core.errors import InputError
+from vsuite.core.errors import InputError, unknown
 from vsuite.core.files import write_text
 from vsuite.core.images.augmentation import mix
 from vsuite.core.images.classifier import ClassifierNote, build_classifier, head_names, probabilities, start_from
@@ -155,6 +157,8 @@ def resolve_settings(
     else:
         chosen = recipe or ("transfer" if given.get("weights") else "generic")
         settings = check_settings(RunSettings, load_recipe(chosen).model_dump() | given)
+    if any(override.partition("=")[0].strip() == "training.validate_every" for override in overrides):
+        overrides = [*overrides, "validation.every_epochs=null"]  # steps that are asked for win, also the default's number
     return apply_overrides(settings, overrides)
 
 
@@ -163,8 +167,9 @@ def train(
 ) -> TrainingResult:
     """Looks at the data set, trains, and leaves a run folder.
 
-    Beside what every run folder holds (see `vsuite.core.training`) there is `split.csv` where images are files: it can be
-    given as a data set to evaluate on what was held back. Every process of a distributed run calls this.
+    Beside what every run folder holds (see `vsuite.core.training`) there is `data.json`, by which a resumed run knows its data
+    again, and `split.csv` where images are files: it can be given as a data set to evaluate on what was held back. Every
+    process of a distributed run calls this.
 
     Args:
         settings: see `resolve_settings`.
@@ -173,7 +178,8 @@ def train(
         say: takes lines about what was understood; never called in other processes than the first.
 
     Raises:
-        InputError: for everything that is wrong with the data set or the settings, before training starts.
+        InputError: for everything that is wrong with the data set or the settings, and for a data set that is not the one
+            the run began with, before training starts.
     """
     out = Path(out)
     with process_group(pick_device(device)) as place:
@@ -186,9 +192,9 @@ def train(
         say(dataset.describe())
         sizes = check_images([*dataset.splits["train"], *dataset.splits["val"]], settings.check_images)
         settings = _complete(settings, dataset, sizes, say)
+        _check_best_metric(settings, dataset)
         check_network(settings, dataset.classes)
-        if place.rank == 0:
-            _write_split(dataset, out / "split.csv")
+        first_alone(lambda: _keep_data(dataset, out))
         task = ClassificationTask(settings, dataset, say)
         return run_training(task, _loop(settings, dataset, place.world_size), out, device=device, resume=resume, resolved=settings)
 
@@ -202,6 +208,17 @@ def _complete(settings: RunSettings, dataset: ImageDataset, sizes: Sequence[tupl
     if dataset.multi_label and training.best_metric in ("top1", "top5"):
         training = training.model_copy(update={"best_metric": "mean_average_precision"})
     return settings.model_copy(update={"image": image, "training": training})
+
+
+def _check_best_metric(settings: RunSettings, dataset: ImageDataset) -> None:
+    metric = settings.training.best_metric
+    if metric is None or not dataset.splits["val"]:
+        return
+    one = np.zeros((1, len(dataset.classes)))
+    names = [*classification_metrics(one, one.astype(bool), dataset.classes, multi_label=dataset.multi_label), "loss"]
+    if metric not in names:
+        overall = [name for name in names if "/" not in name]
+        raise unknown("validation metric (training.best_metric)", metric, overall)
 
 
 def _fitting_size(settings: RunSettings, sizes: Sequence[tuple[int, int]], num_classes: int) -> tuple[int, int]:
@@ -251,8 +268,39 @@ def _loop(settings: RunSettings, dataset: ImageDataset, world_size: int) -> Trai
     return training.model_copy(update={"validate_every": every})
 
 
-def _write_split(dataset: ImageDataset, path: Path) -> None:
-    """The images, labels and splits of a run as a CSV data set; nothing where the images are arrays."""
+def _keep_data(dataset: ImageDataset, folder: Path) -> None:
+    """Notes in a new run folder what it is trained on; in one that has the note, finds out whether it still is that.
+
+    Raises:
+        InputError: for other images, labels, classes or splits. Nothing is written then.
+    """
+    note, split = folder / "data.json", folder / "split.csv"
+    texts = {note: _data_note(dataset), split: _split_table(dataset)}
+    kept = note if note.exists() or not split.exists() else split
+    if kept.exists() and kept.read_text(encoding="utf-8") != texts[kept]:
+        raise InputError(f"{kept}: the run began with other images, labels, classes or splits than {dataset.source} gives now")
+    for path, text in texts.items():
+        if text and not path.exists():
+            write_text(path, text)
+
+
+def _data_note(dataset: ImageDataset) -> str:
+    """Classes, and a hash of each split's names and labels, and of the images where they are arrays."""
+    hashes = {}
+    for split, samples in dataset.splits.items():
+        found = hashlib.sha256()
+        for sample in samples:
+            found.update(f"{sample.name}\n{sample.labels}\n".encode())
+            if not isinstance(sample.image, Path):
+                found.update(f"{sample.image.dtype} {sample.image.shape}\n".encode())
+                found.update(np.ascontiguousarray(sample.image).tobytes())
+        hashes[split] = {"images": len(samples), "sha256": found.hexdigest()}
+    note = {"classes": dataset.classes, "multi_label": dataset.multi_label, "splits": hashes}
+    return json.dumps(note, indent=2) + "\n"
+
+
+def _split_table(dataset: ImageDataset) -> str:
+    """The images, labels and splits of a run as a CSV data set; empty where the images are arrays."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     separate = any(";" in name for name in dataset.classes) or dataset.multi_label
@@ -260,7 +308,7 @@ def _write_split(dataset: ImageDataset, path: Path) -> None:
     for split, samples in dataset.splits.items():
         for sample in samples:
             if not isinstance(sample.image, Path):
-                return
+                return ""
             labels = [int(k in sample.labels) for k in range(len(dataset.classes))] if separate else [dataset.classes[sample.labels[0]]]
             writer.writerow([sample.image.resolve(), split, *labels])
-    write_text(path, text.getvalue())
+    return text.getvalue()

@@ -207,9 +207,10 @@ class CvT(ImageBackbone):
             yield x
 
     def _run_stage(self, stage: Stage, x: Tensor, token_only: bool = False) -> tuple[Tensor, Grid]:
+        """With `token_only` the last block computes the class token alone (but in training, which moves all statistics)."""
         tokens, grid = stage.embed(x)
         for i, block in enumerate(stage.blocks, 1):
-            tokens = self.run(block, tokens, grid, token_only and i == len(stage.blocks))
+            tokens = self.run(block, tokens, grid, token_only and not self.training and i == len(stage.blocks))
         return tokens, grid
 
     def forward(self, x: Tensor) -> Tensor:

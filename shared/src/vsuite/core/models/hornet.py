@@ -177,7 +177,8 @@ class GnConv(nn.Module):
 
 def _pointwise(conv: nn.Module, x: Tensor) -> Tensor:
     """A 1x1 convolution of B, H, W, C."""
-    assert isinstance(conv, nn.Conv2d)
+    if not isinstance(conv, nn.Conv2d):  # converted to a dynamic one, say
+        return conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
     return F.linear(x, conv.weight.flatten(1), conv.bias)
 
 

@@ -164,14 +164,14 @@ class SwinV2(WindowBackbone):
 
 
 def _infer(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The windows stand in the authors' offset tables alone; without these the constructor's own hold."""
+    """The windows stand in the authors' offset tables alone; without these they are assumed."""
     found = infer_stages(state)
     stages = range(len(found["depths"]))
     found["num_heads"] = [len(state[f"layers.{i}.blocks.0.attn.logit_scale"]) for i in stages]
     tables = [state.get(f"layers.{i}.blocks.0.attn.relative_coords_table") for i in stages]
     known = [table for table in tables if table is not None]
     if len(known) < len(tables):
-        return found | {"image_size": 256}
+        return found
     windows = [(table.shape[1] + 1) // 2 for table in known]
     largest = [float(table.max()) for table in known]  # log2(1 + 8 (window - 1) / (pre-trained - 1)) / log2(8)
     pretrained = [1 + round(8 * (w - 1) / (8**most - 1)) if most > 0 else 0 for w, most in zip(windows, largest, strict=True)]
@@ -187,6 +187,7 @@ LAYOUT = PublishedLayout(
     infer=_infer,
     keys=("patch_embed.proj.weight", "layers.0.blocks.0.attn.cpb_mlp.0.weight", "layers.0.downsample.reduction.weight"),
     others=(TIMM,),
+    assumed={"window_size": 8, "pretrained_window_sizes": (0, 0, 0, 0), "image_size": 256},  # where the tables are missing
     ignored=TABLES,
     fresh=("norm[0-3].*",),
     head="head.",

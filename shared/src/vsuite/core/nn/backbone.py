@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from torch.utils.checkpoint import checkpoint
 
 from vsuite.core.errors import InputError
@@ -146,6 +148,9 @@ class ImageBackbone(nn.Module):
         like = next(self.parameters())
         setattr(self, self.head_name, self.make_head(num_classes).to(like.device, like.dtype))
         self.num_classes = num_classes
+        built_from: Any = getattr(self, "built_from", None)
+        if built_from is not None:  # so that weights saved from here on are built again with this head
+            built_from["options"]["num_classes"] = num_classes
 
     def set_checkpointing(self, enabled: bool = True) -> None:
         """Recompute each block in the backward pass rather than keep what is inside it: less memory, about a third more time."""
@@ -154,7 +159,7 @@ class ImageBackbone(nn.Module):
     def run(self, block: Callable[..., Any], *inputs: Any) -> Any:
         """The block's output; systems call their blocks through this, so that they can be checkpointed."""
         if self.checkpointing and self.training and torch.is_grad_enabled():
-            return checkpoint(block, *inputs, use_reentrant=False)
+            return checkpoint(block, *inputs, use_reentrant=False, context_fn=lambda: (contextlib.nullcontext(), _statistics_kept(block)))
         return block(*inputs)
 
     def freeze(self, stages: int) -> None:
@@ -181,3 +186,26 @@ class ImageBackbone(nn.Module):
         if not x.is_floating_point():
             raise InputError(f"{type(self).__name__} takes floating-point pixels; got {x.dtype}")
         self.size_rule.check(x.shape[2:])
+        if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
+            return
+        dtype = next(self.parameters()).dtype
+        if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
+            raise InputError(f"{type(self).__name__} holds weights of {dtype}; got pixels of {x.dtype}: convert one of them")
+        if x.device.type == "cpu" and not self.training and not bool(x.isfinite().all()):  # elsewhere it would wait for the device
+            raise InputError(f"{type(self).__name__} takes finite pixels; got NaN or infinite ones")
+
+
+@contextlib.contextmanager
+def _statistics_kept(block: Callable[..., Any]) -> Iterator[None]:
+    """While a block is computed a second time, its batch norms do not count the batch again."""
+    modules = block.modules() if isinstance(block, nn.Module) else ()
+    norms = [module for module in modules if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+        norm.num_batches_tracked = norm.num_batches_tracked.clone() if norm.num_batches_tracked is not None else None
+    try:
+        yield
+    finally:
+        for norm, (momentum, count) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from vsuite.core.errors import InputError
+
 
 class DropPath(nn.Module):
     """Drops a residual branch for whole samples while training, and scales the kept ones so that the mean stays.
@@ -33,6 +35,8 @@ class DropPath(nn.Module):
 
 def drop_path_rates(rate: float, depths: Sequence[int]) -> list[list[float]]:
     """Rates that rise linearly from 0 to `rate` over all blocks of all stages: one list a stage."""
+    if not 0 <= rate < 1:
+        raise InputError(f"drop_path_rate must lie in [0, 1); got {rate}")
     total = sum(depths)
     ramp = iter([rate * i / max(total - 1, 1) for i in range(total)])
     return [list(itertools.islice(ramp, depth)) for depth in depths]

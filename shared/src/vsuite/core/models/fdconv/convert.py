@@ -48,6 +48,7 @@ def convert_to_fdconv(model: nn.Module, *, convolutions: Sequence[str] = ("*",),
         raise InputError(f"no layer of {type(model).__name__} can be replaced among {[*convolutions, *linears]}")
     for name, new in replaced.items():
         model.set_submodule(name, new)
+    vars(model).pop("built_from", None)  # it is no longer what was built: its weights go into a network that is converted too
     return list(replaced)
 
 
@@ -73,7 +74,7 @@ def _converted(name: str, module: nn.Conv2d | nn.Linear, options: Mapping[str, A
     new = new.to(module.weight.device, module.weight.dtype).train(module.training)
     state = new.weight_state(module.weight) | ({"bias": module.bias} if module.bias is not None else {})
     new.load_state_dict(state, strict=False)
-    return new
+    return new.requires_grad_(module.weight.requires_grad)
 
 
 def from_plain_state(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
