@@ -247,8 +247,17 @@ def test_a_new_head_on_other_weights(photos: Path, photo_run: Path, tmp_path: Pa
 def test_weights_of_another_model_are_refused_before_anything_is_written(photos: Path, tmp_path: Path) -> None:
     save_weights(create_model("toy_images", width=8), tmp_path / "other.safetensors")
     with pytest.raises(InputError, match=r"other\.safetensors: does not fit Toy: 9 of another shape: .*block\.weight"):
-        trained(photos, tmp_path / "run", weights=str(tmp_path / "other.safetensors"))
+        trained(photos, tmp_path / "run", "options.width=4", weights=str(tmp_path / "other.safetensors"))
     assert not (tmp_path / "run").exists()
+
+
+def test_our_own_weights_bring_the_options_of_their_model(photos: Path, tmp_path: Path) -> None:
+    save_weights(create_model("toy_images", width=8, num_classes=7), tmp_path / "wide.safetensors")
+    given = {"data": photos, "weights": str(tmp_path / "wide.safetensors")}
+    for settings in (resolve_settings(**given), resolve_settings(**given, model="toy_images")):
+        assert (settings.model, settings.options) == ("toy_images", {"width": 8})
+    assert resolve_settings(**given, overrides=["model=resnet18"]).options == {}
+    assert resolve_settings(**given, overrides=["options.width=6"]).options == {"width": 6}
 
 
 def test_layer_wise_rates() -> None:

@@ -33,6 +33,7 @@ from vsuite.core.training import TrainingResult, TrainingSettings, apply_overrid
 from vsuite.core.training import train as run_training
 from vsuite.core.training.processes import first_alone, from_all, process_group
 from vsuite.core.training.settings import read_yaml
+from vsuite.core.weights import find_weights, read_metadata
 
 PICTURES = 24  # validation images on the sheet in the report
 LARGEST = 224  # side in pixels that is chosen for data sets of larger images
@@ -159,7 +160,22 @@ def resolve_settings(
         settings = check_settings(RunSettings, load_recipe(chosen).model_dump() | given)
     if any(override.partition("=")[0].strip() == "training.validate_every" for override in overrides):
         overrides = [*overrides, "validation.every_epochs=null"]  # steps that are asked for win, also the default's number
-    return apply_overrides(settings, overrides)
+    settings = apply_overrides(settings, overrides)
+    keep_model = config is not None or "model" in given or any(override.startswith("model=") for override in overrides)
+    return settings if settings.weights is None else with_network_of(settings.weights, settings, keep_model=keep_model)
+
+
+def with_network_of(weights: str, settings: RunSettings, *, keep_model: bool) -> RunSettings:
+    """The settings with the model and options that our own weights were trained with, but for options that are set already.
+
+    Args:
+        keep_model: the model was chosen: take the options only if the weights are of that model.
+    """
+    note = read_metadata(find_weights(weights))
+    if "model" not in note or (keep_model and note["model"] != settings.model):
+        return settings
+    options = {key: value for key, value in note.get("options", {}).items() if key not in ("num_classes", "in_channels")}
+    return settings.model_copy(update={"model": note["model"], "options": options | settings.options})
 
 
 def train(
