@@ -296,7 +296,8 @@ def _fill(
             (report.fresh if left else report.missing).append(key)
     problems = report.problems()
     if strict and problems:
-        raise InputError(f"{label}: does not fit {type(model).__name__}: {problems}")
+        name = getattr(model, "built_from", {}).get("model", type(model).__name__)
+        raise InputError(f"{label}: does not fit {name}: {problems}")
     broken = [key for key, value in fitting.items() if value.is_floating_point() and not bool(torch.isfinite(value).all())]
     if broken:
         raise InputError(f"{label}: NaN or infinite values in {_shorten(broken)}")
