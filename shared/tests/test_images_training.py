@@ -246,7 +246,7 @@ def test_a_new_head_on_other_weights(photos: Path, photo_run: Path, tmp_path: Pa
 
 def test_weights_of_another_model_are_refused_before_anything_is_written(photos: Path, tmp_path: Path) -> None:
     save_weights(create_model("toy_images", width=8), tmp_path / "other.safetensors")
-    with pytest.raises(InputError, match=r"other\.safetensors: does not fit toy_images: 9 of another shape: .*block\.weight"):
+    with pytest.raises(InputError, match=r"other\.safetensors: does not fit Toy: 9 of another shape: .*block\.weight"):
         trained(photos, tmp_path / "run", "options.width=4", weights=str(tmp_path / "other.safetensors"))
     assert not (tmp_path / "run").exists()
 
