@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -21,4 +22,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, num_heads: int, *, scale: 
     """
     q, k, v = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (query, key, value))
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)  # B, heads, N, C / heads
-    return out.transpose(1, 2).flatten(2)
+    out = out.transpose(1, 2)
+    if torch.compiler.is_exporting():  # ONNX's form of the attention has other strides than the fused one: a view may not do
+        out = out.clone(memory_format=torch.contiguous_format)
+    return out.flatten(2)
