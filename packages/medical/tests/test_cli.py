@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 import vsuite.medical.training as training
 from vsuite.core.cli.app import run
+from vsuite.core.training import TrainingResult
 from vsuite.core.training.settings import write_settings
 from vsuite.medical.cli import app
 from vsuite.medical.training import resolve_settings
@@ -61,7 +61,7 @@ def trained(monkeypatch):
 
     def note(settings, out, **options):
         calls.append((settings, Path(out), options))
-        return SimpleNamespace(best_path=Path(out) / "best.safetensors", best_metrics={"dice": 0.5}, best_step=3, steps_done=4)
+        return TrainingResult(Path(out), Path(out) / "best.safetensors", {"dice": 0.5}, best_step=3, steps_done=4, stopped_early=False)
 
     monkeypatch.setattr(training, "train", note)
     return calls

@@ -296,8 +296,12 @@ def create_model(
         raise InputError(f"{name} cannot be built with the options of its weights, {options}: {' '.join(str(error).split())}") from error
     report = load_weights(model, weights)
     head = info.layout.head if info.layout else ""
-    if head and "num_classes" not in options and any(name.startswith(head) for name in report.fresh):
-        raise InputError(f"the weights classify another number of classes than {name} does by default; give num_classes")
+    if head and num_classes is None and any(key.startswith(head) for key in report.fresh):
+        label = weights if isinstance(weights, str | Path) else "the given weights"
+        raise InputError(
+            f"{label}: its last layer does not fit the {name} it is for: it is of another number of classes; give num_classes"
+            " (the file's to load it, another to begin a new one)"
+        )
     return model
 
 

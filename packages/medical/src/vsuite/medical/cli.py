@@ -29,7 +29,7 @@ def train(
     data: OptionalData = None,
     recipe: Annotated[str | None, typer.Option("--recipe", help="brats2017, generic (default), hippocampus, or a YAML file.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Run folder [default: runs/DATASET-RECIPE].")] = None,
-    config: Annotated[Path | None, typer.Option("--config", help="A run's settings.yaml, in place of a recipe.")] = None,
+    config: options.Config = None,
     model: options.OptionalModel = None,
     weights: options.Weights = None,
     split: Annotated[Path | None, typer.Option("--split", help="JSON with the names of train and val cases.")] = None,
@@ -46,14 +46,12 @@ def train(
     from vsuite.medical.training import resolve_settings
     from vsuite.medical.training import train as run_training
 
-    if resume and config is None and recipe is None and out is not None and (out / "settings.yaml").exists():
-        config = out / "settings.yaml"
     chosen = {"plan.model": model, "training.precision": precision, "training.batch_size": batch_size, "training.seed": seed}
     settings = resolve_settings(
         data=data,
         recipe=recipe,
-        config=config,
-        overrides=[*(f"{key}={value}" for key, value in chosen.items() if value is not None), *overrides],
+        config=options.settings_of_run(out, config, recipe, resume=resume),
+        overrides=options.overrides_of(chosen, overrides),
         weights=weights,
         split=None if split is None else str(split),
         fold=fold,
@@ -61,9 +59,7 @@ def train(
     )
     out = out or Path("runs") / f"{Path(settings.data).resolve().name}-{settings.name}"
     result = run_training(settings, out, device=device, resume=resume)
-    typer.echo(f"{result.best_path}: {_metrics(result.best_metrics)} (step {result.best_step} of {result.steps_done})")
-    typer.echo(f"report: {out / 'report.html'}")
-    typer.echo(f"next: vsuite-medical predict --weights {result.best_path} IMAGE.nii.gz")
+    options.say_trained(result, _metrics(result.best_metrics), "vsuite-medical predict --weights {weights} IMAGE.nii.gz")
 
 
 def _metrics(values: dict[str, float]) -> str:

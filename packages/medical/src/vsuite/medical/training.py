@@ -16,10 +16,10 @@ from vsuite.core.devices import pick_device
 from vsuite.core.errors import InputError
 from vsuite.core.evaluation import Evaluator
 from vsuite.core.files import write_text
-from vsuite.core.training import TrainingResult, apply_overrides, check_settings
+from vsuite.core.training import TrainingResult
 from vsuite.core.training import train as run_training
 from vsuite.core.training.processes import first_alone, process_group
-from vsuite.core.training.settings import read_yaml
+from vsuite.core.training.recipes import resolve
 from vsuite.core.weights import find_weights
 from vsuite.medical.data.datasets import DatasetDescription, describe, read_dataset
 from vsuite.medical.data.planning import fingerprint, load_plan, make_plan, save_fingerprint, save_plan
@@ -171,16 +171,16 @@ def resolve_settings(
     Raises:
         InputError: for unknown settings (naming the nearest), wrong values, and where no data set is named.
     """
-    if config is not None and recipe is not None:
-        raise InputError("give either a recipe or a settings file, not both")
-    given = {key: value for key, value in {"data": None if data is None else str(data), **given}.items() if value is not None}
-    if config is not None:
-        settings = check_settings(RunSettings, read_yaml(config) | given, str(config))
-    elif "data" not in given:
-        raise InputError("no data set is named: give a folder with dataset.json, or with images/ and labels/")
-    else:
-        settings = check_settings(RunSettings, load_recipe(recipe or "generic").model_dump() | given)
-    return apply_overrides(settings, overrides)
+    return resolve(
+        RunSettings,
+        load_recipe,
+        recipe=recipe,
+        default_recipe="generic",
+        config=config,
+        overrides=overrides,
+        given={"data": None if data is None else str(data), **given},
+        nothing_named="no data set is named: give a folder with dataset.json, or with images/ and labels/",
+    )
 
 
 def train(

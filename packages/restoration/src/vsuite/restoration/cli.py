@@ -22,7 +22,7 @@ def train(
         typer.Option("--recipe", help="drct_lite (default), drct_scratch, drct_finetune, real_drct_mse, ..., or a YAML file."),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Run folder [default: runs/FOLDER-RECIPE].")] = None,
-    config: Annotated[Path | None, typer.Option("--config", help="A run's settings.yaml, in place of a recipe.")] = None,
+    config: options.Config = None,
     model: options.OptionalModel = None,
     weights: options.Weights = None,
     validation_data: Annotated[
@@ -39,14 +39,12 @@ def train(
     from vsuite.restoration.training import resolve_settings
     from vsuite.restoration.training import train as run_training
 
-    if resume and config is None and recipe is None and out is not None and (out / "settings.yaml").exists():
-        config = out / "settings.yaml"
     chosen = {"training.precision": precision, "training.batch_size": batch_size, "training.seed": seed}
     settings = resolve_settings(
         data=data or None,
         recipe=recipe,
-        config=config,
-        overrides=[*(f"{key}={value}" for key, value in chosen.items() if value is not None), *overrides],
+        config=options.settings_of_run(out, config, recipe, resume=resume),
+        overrides=options.overrides_of(chosen, overrides),
         model=model,
         weights=weights,
         validation_data=validation_data,
@@ -54,9 +52,7 @@ def train(
     out = out or Path("runs") / f"{Path(settings.data[0]).resolve().name}-{settings.name}"
     result = run_training(settings, out, device=device, resume=resume)
     found = ", ".join(f"{name} {value:.4f}" for name, value in result.best_metrics.items()) or "the newest weights"
-    typer.echo(f"{result.best_path}: {found} (step {result.best_step} of {result.steps_done})")
-    typer.echo(f"report: {out / 'report.html'}")
-    typer.echo(f"next: vsuite-restore predict --weights {result.best_path} PICTURE.png")
+    options.say_trained(result, found, "vsuite-restore predict --weights {weights} PICTURE.png")
 
 
 @app.command()

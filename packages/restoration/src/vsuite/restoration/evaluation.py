@@ -19,9 +19,9 @@ from vsuite.core.errors import InputError
 from vsuite.core.evaluation import EvaluationResult, Evaluator
 from vsuite.core.files import write_text
 from vsuite.core.terminal import console, new_table
-from vsuite.core.weights import find_weights, load_published
 from vsuite.restoration.data.patches import to_picture, to_tensor
 from vsuite.restoration.data.pictures import Picture, list_pictures, read_rgb
+from vsuite.restoration.inference import load_model, shipped
 from vsuite.restoration.metrics import PsnrSsim
 from vsuite.restoration.resize import Convention, crop_to_multiple, imresize
 
@@ -170,11 +170,9 @@ def model_method(weights: str | None, scale: int | None, device: str = "auto") -
     Raises:
         InputError: for weights of something else, or of another scale.
     """
-    chosen = weights or f"drct_lite_x{scale or 4}"
-    model, place = load_published(find_weights(chosen)).eval(), pick_device(device)
-    own = getattr(model, "scale", None)
-    if not isinstance(own, int):
-        raise InputError(f"{chosen}: is no model that restores pictures")
+    chosen, place = weights or shipped(scale), pick_device(device)
+    model = load_model(chosen).eval()
+    own: int = model.scale  # type: ignore[assignment]
     if scale not in (None, own):
         raise InputError(f"{chosen}: enlarges {own} times, not {scale} times")
     model.to(place)

@@ -16,10 +16,10 @@ from vsuite.core.devices import pick_device
 from vsuite.core.errors import InputError
 from vsuite.core.evaluation import Evaluator
 from vsuite.core.files import atomic_path
-from vsuite.core.training import TrainingDataset, TrainingResult, apply_overrides, check_settings
+from vsuite.core.training import TrainingDataset, TrainingResult
 from vsuite.core.training import train as run_training
 from vsuite.core.training.processes import first_alone, process_group
-from vsuite.core.training.settings import read_yaml
+from vsuite.core.training.recipes import resolve
 from vsuite.core.weights import find_weights
 from vsuite.restoration.data.patches import BicubicPatches, DegradedPatches, PictureStore, to_picture, to_tensor
 from vsuite.restoration.data.pictures import Picture, list_pictures, read_rgb
@@ -175,18 +175,17 @@ def resolve_settings(
     Raises:
         InputError: for unknown settings (naming the nearest), wrong values, and where no data is named.
     """
-    if config is not None and recipe is not None:
-        raise InputError("give either a recipe or a settings file, not both")
-    given = {key: value for key, value in given.items() if value is not None}
-    if data is not None:
-        given["data"] = [str(data)] if isinstance(data, (str, Path)) else [str(folder) for folder in data]
-    if config is not None:
-        settings = check_settings(RunSettings, read_yaml(config) | given, str(config))
-    elif not given.get("data"):
-        raise InputError("no pictures are named: give a folder of high-resolution pictures")
-    else:
-        settings = check_settings(RunSettings, load_recipe(recipe or DEFAULT_RECIPE).model_dump() | given)
-    return apply_overrides(settings, overrides)
+    folders = [data] if isinstance(data, str | Path) else data
+    return resolve(
+        RunSettings,
+        load_recipe,
+        recipe=recipe,
+        default_recipe=DEFAULT_RECIPE,
+        config=config,
+        overrides=overrides,
+        given={"data": None if folders is None else [str(folder) for folder in folders], **given},
+        nothing_named="no pictures are named: give a folder of high-resolution pictures",
+    )
 
 
 def train(

@@ -27,7 +27,7 @@ def train(
         typer.Option("--recipe", help="generic, imagenet, transfer, or a YAML file. [default: generic; with --weights transfer]"),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Run folder [default: runs/DATASET-RECIPE].")] = None,
-    config: Annotated[Path | None, typer.Option("--config", help="A run's settings.yaml, in place of a recipe.")] = None,
+    config: options.Config = None,
     image_size: OptionalSize = None,
     epochs: Annotated[float | None, typer.Option("--epochs", help="Length of the run, in place of the recipe's.")] = None,
     device: options.Device = "auto",
@@ -41,8 +41,6 @@ def train(
     from vsuite.core.images.training import resolve_settings
     from vsuite.core.images.training import train as run_training
 
-    if resume and config is None and recipe is None and out is not None and (out / "settings.yaml").exists():
-        config = out / "settings.yaml"
     chosen = {
         "model": model,
         "image.size": image_size,
@@ -55,18 +53,14 @@ def train(
     settings = resolve_settings(
         data=data,
         recipe=recipe,
-        config=config,
-        overrides=[*(f"{key}={value}" for key, value in chosen.items() if value is not None), *overrides],
+        config=options.settings_of_run(out, config, recipe, resume=resume),
+        overrides=options.overrides_of(chosen, overrides),
         weights=weights,
     )
     out = out or Path("runs") / f"{Path(settings.data).resolve().stem}-{settings.name}"
     result = run_training(settings, out, device=device, resume=resume)
     figures = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in result.best_metrics.items() if "/" not in name)
-    typer.echo(
-        f"{result.best_path}: {figures or 'the last weights (nothing to validate on)'} (step {result.best_step} of {result.steps_done})"
-    )
-    typer.echo(f"report: {out / 'report.html'}")
-    typer.echo(f"next: vsuite predict --weights {result.best_path} IMAGES")
+    options.say_trained(result, figures or "the last weights (nothing to validate on)", "vsuite predict --weights {weights} IMAGES")
 
 
 def predict(

@@ -5,14 +5,17 @@ Use them as annotations: `def train(data: Data, device: Device = "auto", setting
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 import yaml
 
 from vsuite.core.errors import InputError
+
+if TYPE_CHECKING:
+    from vsuite.core.training import TrainingResult
 
 Model = Annotated[str, typer.Option("--model", help="Name of a model; `vsuite models` lists them.")]
 Weights = Annotated[str | None, typer.Option("--weights", help="File of weights, or the name of weights that a package ships.")]
@@ -29,8 +32,27 @@ OptionalPrecision = Annotated[Literal["fp32", "bf16", "fp16"] | None, typer.Opti
 OptionalBatchSize = Annotated[int | None, typer.Option("--batch-size", min=1, help="In place of the recipe's.")]
 OptionalSeed = Annotated[int | None, typer.Option("--seed", min=0, help="In place of the recipe's.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue what is in the output folder.")]
-Config = Annotated[Path | None, typer.Option("--config", help="Settings file (YAML).")]
+Config = Annotated[Path | None, typer.Option("--config", help="A run's settings.yaml, in place of a recipe.")]
 Set = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override one setting; may be repeated.")]
+
+
+def settings_of_run(out: Path | None, config: Path | None, recipe: str | None, *, resume: bool) -> Path | None:
+    """The settings file that a training goes by: a resumed run's own, where neither a file nor a recipe is given."""
+    if resume and config is None and recipe is None and out is not None and (out / "settings.yaml").exists():
+        return out / "settings.yaml"
+    return config
+
+
+def overrides_of(chosen: Mapping[str, Any], assignments: Sequence[str]) -> list[str]:
+    """Options that stand for settings (None: not given) and those of `--set`, as overrides; the latter come last and win."""
+    return [*(f"{key}={value}" for key, value in chosen.items() if value is not None), *assignments]
+
+
+def say_trained(result: TrainingResult, figures: str, next_command: str) -> None:
+    """Prints where the best weights are, how good they are, and what to do with them."""
+    typer.echo(f"{result.best_path}: {figures} (step {result.best_step} of {result.steps_done})")
+    typer.echo(f"report: {result.folder / 'report.html'}")
+    typer.echo(f"next: {next_command.format(weights=result.best_path)}")
 
 
 def parse_set(assignments: Sequence[str]) -> dict[str, Any]:

@@ -115,7 +115,6 @@ def load_classifier(source: str | Path, model: str | None = None) -> tuple[nn.Mo
     path = find_weights(source)
     note = read_metadata(path).get("classifier")
     network = load_published(path) if model is None else create_model(model, weights=path, num_classes=_classes_of_head(path, model))
-    _check_head(network, path)
     if note is None:
         return network, _published_note(network, path, model)
     try:
@@ -131,17 +130,6 @@ def _classes_of_head(path: Path, model: str) -> int | None:
         return None
     weight = rename(read_state_dict(path), info.layout).get(info.layout.head + "weight")
     return None if weight is None or not weight.ndim else len(weight)
-
-
-def _check_head(network: nn.Module, path: Path) -> None:
-    """Raises `InputError` where the last layer was left at random: loading tolerates that for the sake of fine-tuning."""
-    name = getattr(network, "built_from", {}).get("model")
-    layout = model_info(name).layout if name else None
-    if layout is None or not layout.head:
-        return
-    fresh = [key for key in load_weights(network, path).fresh if key.startswith(layout.head)]
-    if fresh:
-        raise InputError(f"{path}: its last layer does not fit the {name} it is for: {first(fresh)}; it cannot predict")
 
 
 def _published_note(network: nn.Module, path: Path, model: str | None) -> ClassifierNote:

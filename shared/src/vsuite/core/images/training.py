@@ -29,10 +29,10 @@ from vsuite.core.images.loading import TrainingData, load_batches
 from vsuite.core.images.metrics import classification_metrics, confusion_matrix, truth_table
 from vsuite.core.images.preprocessing import preprocess, restore
 from vsuite.core.images.recipes import RecipeSettings, load_recipe
-from vsuite.core.training import TrainingResult, TrainingSettings, apply_overrides, check_settings
+from vsuite.core.training import TrainingResult, TrainingSettings
 from vsuite.core.training import train as run_training
 from vsuite.core.training.processes import first_alone, from_all, process_group
-from vsuite.core.training.settings import read_yaml
+from vsuite.core.training.recipes import resolve
 from vsuite.core.weights import find_weights, read_metadata
 
 PICTURES = 24  # validation images on the sheet in the report
@@ -148,20 +148,19 @@ def resolve_settings(
     Raises:
         InputError: for unknown settings (naming the nearest), wrong values, and where no data set is named.
     """
-    if config is not None and recipe is not None:
-        raise InputError("give either a recipe or a settings file, not both")
-    given = {key: value for key, value in {"data": None if data is None else str(data), **given}.items() if value is not None}
-    if config is not None:
-        settings = check_settings(RunSettings, read_yaml(config) | given, str(config))
-    elif "data" not in given:
-        raise InputError("no data set is named: give a folder of class folders, a .csv or a .npz file")
-    else:
-        chosen = recipe or ("transfer" if given.get("weights") else "generic")
-        settings = check_settings(RunSettings, load_recipe(chosen).model_dump() | given)
     if any(override.partition("=")[0].strip() == "training.validate_every" for override in overrides):
         overrides = [*overrides, "validation.every_epochs=null"]  # steps that are asked for win, also the default's number
-    settings = apply_overrides(settings, overrides)
-    keep_model = config is not None or "model" in given or any(override.startswith("model=") for override in overrides)
+    settings = resolve(
+        RunSettings,
+        load_recipe,
+        recipe=recipe,
+        default_recipe="transfer" if given.get("weights") else "generic",
+        config=config,
+        overrides=overrides,
+        given={"data": None if data is None else str(data), **given},
+        nothing_named="no data set is named: give a folder of class folders, a .csv or a .npz file",
+    )
+    keep_model = config is not None or given.get("model") is not None or any(override.startswith("model=") for override in overrides)
     return settings if settings.weights is None else with_network_of(settings.weights, settings, keep_model=keep_model)
 
 

@@ -18,10 +18,10 @@ from typing import Any, Literal
 from torch import nn
 
 from vsuite.core import InputError, save_weights
-from vsuite.core.weights import read_metadata
+from vsuite.core.weights import find_weights, read_metadata
 from vsuite.medical.export.contract import Contract, contract_of, write_contract
 from vsuite.medical.export.source import model_and_plan
-from vsuite.medical.inference.predictor import Source, find_weights
+from vsuite.medical.inference.predictor import Source
 from vsuite.medical.plan import Plan
 
 SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
