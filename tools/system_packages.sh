@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs the Debian packages that are missing: libraries that opencv-python needs, g++ for torch.compile, and with
-# "test" a browser for the tests of the reports. Where it may not or cannot, it says what is needed and goes on.
+# Installs the Debian packages that are missing: libraries that opencv-python and open3d need, g++ for torch.compile, and
+# with "test" a browser, and what drives it, for the tests of the reports and the viewer. Where it may not or cannot, it says what is needed and goes on.
 set -euo pipefail
 export PATH="$PATH:/usr/sbin:/sbin"
 
@@ -12,9 +12,13 @@ browser() { command -v chromium || command -v chromium-browser || command -v goo
 missing=()
 library libGL.so.1 || missing+=(libgl1)
 library libglib-2.0.so.0 || missing+=(libglib2.0-0)
+library libusb-1.0.so.0 || missing+=(libusb-1.0-0)
+library libX11.so.6 || missing+=(libx11-6)
+library libgomp.so.1 || missing+=(libgomp1)
 command -v g++ >/dev/null || missing+=(g++)
 python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
 [[ ${1:-} != test ]] || browser >/dev/null || missing+=(chromium)
+[[ ${1:-} != test ]] || command -v chromedriver >/dev/null || missing+=(chromium-driver)
 ((${#missing[@]})) || exit 0
 
 by_hand="apt-get install -y --no-install-recommends ${missing[*]}"
