@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vsuite.core.errors import InputError
 from vsuite.core.training import TrainingSettings
-from vsuite.core.training.data import StreamSampler, make_loader
+from vsuite.core.training.data import StreamSampler, make_loader, to_device
 from vsuite.core.training.optimiser import AveragedModel, make_optimiser, parameter_groups
 
 sizes = st.integers(1, 40)
@@ -54,6 +54,26 @@ def test_epochs_and_seeds_differ() -> None:
     orders = [tuple(itertools.chain(*StreamSampler(37, 37, seed, stop=74))) for seed in range(5)]
     assert len(set(orders)) == 5
     assert [i for i, _ in orders[0][:37]] != [i for i, _ in orders[0][37:]]
+
+
+class Ragged:
+    """Samples of many sizes, which stay apart."""
+
+    def __len__(self) -> int:
+        return 6
+
+    def sample(self, index: int, rng: np.random.Generator) -> dict[str, Tensor]:
+        return {"points": torch.arange(index + 1.0)}
+
+    def collate(self, samples: list[dict[str, Tensor]]) -> dict[str, list[Tensor]]:
+        return {"points": [sample["points"] for sample in samples]}
+
+
+def test_samples_of_many_sizes_are_collated_by_the_data_set() -> None:
+    batches = list(make_loader(Ragged(), StreamSampler(6, 2, 0, stop=6), 0, workers=0, pin_memory=False))
+    assert sorted(len(points) for batch in batches for points in batch["points"]) == [1, 2, 3, 4, 5, 6]
+    moved = to_device(batches[0], torch.device("meta"))
+    assert [points.device.type for points in moved["points"]] == ["meta", "meta"]
 
 
 def test_workers_change_nothing() -> None:

@@ -159,6 +159,9 @@ def input_and_options(model: ModelInfo, size: tuple[int, ...] | None, given: dic
         raise InputError(f"{model.name} has no input size of its own; give one with --size")
     if "in_channels" not in model.options:
         return shape, given
+    if model.input_size and len(shape) != len(model.input_size):
+        own, asked = ("x".join(map(str, sizes)) for sizes in (model.input_size, shape))
+        raise InputError(f"--size {asked}: {model.name} takes sizes such as {own}, channels first")
     if size is None:
         return (given.get("in_channels", shape[0]), *shape[1:]), given
     return shape, {"in_channels": size[0], **given}

@@ -176,11 +176,12 @@ def _tools() -> Iterator[Finding]:
         yield Finding("ok", "C++ compiler", compiler)
     else:
         yield Finding("missing", "C++ compiler", "none found; torch.compile on the CPU needs one", "apt-get install -y g++")
-    ffmpeg = shutil.which("ffmpeg")
+    bundled = "the one in imageio-ffmpeg" if importlib.util.find_spec("imageio_ffmpeg") else ""
+    ffmpeg = shutil.which("ffmpeg") or bundled
     if ffmpeg:
         yield Finding("ok", "ffmpeg", ffmpeg)
     else:
-        yield Finding("missing", "ffmpeg", "not found; reading and writing video needs it", "apt-get install -y ffmpeg")
+        yield Finding("missing", "ffmpeg", "not found; reading and writing video needs it", "pip install imageio-ffmpeg")
 
 
 def _room() -> Iterator[Finding]:

@@ -77,9 +77,10 @@ class KeyedSamples(Dataset[dict[str, Tensor]]):
 
 
 def make_loader(data: TrainingDataset, sampler: StreamSampler, seed: int, *, workers: int, pin_memory: bool) -> DataLoader[Any]:
-    """Batches as dictionaries of stacked tensors."""
+    """Batches as dictionaries of stacked tensors, or as the data set collates them."""
     return DataLoader(
         KeyedSamples(data, seed),
+        collate_fn=getattr(data, "collate", None),
         batch_sampler=sampler,
         num_workers=workers,
         pin_memory=pin_memory,
@@ -88,5 +89,11 @@ def make_loader(data: TrainingDataset, sampler: StreamSampler, seed: int, *, wor
 
 
 def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """The batch with its tensors on the device."""
-    return {name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value for name, value in batch.items()}
+    """The batch with its tensors, and those in its lists, on the device."""
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, list):
+            return [moved(entry) for entry in value]
+        return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+
+    return {name: moved(value) for name, value in batch.items()}

@@ -20,6 +20,8 @@ class TrainingDataset(Protocol):
     def sample(self, index: int, rng: np.random.Generator) -> dict[str, Tensor]:
         """One sample, ready to be stacked with others; every sample has the same names and shapes.
 
+        Where shapes differ, the data set has a method `collate` beside this: samples -> batch, in which lists of tensors may stand.
+
         All randomness (augmentation, cropping) comes from `rng`, which is seeded from (seed, epoch, index). It is
         called in worker processes, so the order of calls means nothing.
         """
