@@ -170,7 +170,7 @@ def test_channels_of_input_and_model_agree() -> None:
     assert input_and_options(model_with(input_size=(3, 8, 8), options={}), (2, 4), {}) == ((2, 4), {})
     with pytest.raises(InputError, match="no input size of its own"):
         input_and_options(model_with(), None, {})
-    with pytest.raises(InputError, match="--size 4x4: .* takes sizes such as 3x8x8, channels first"):
+    with pytest.raises(InputError, match=r"--size 4x4: .* takes sizes such as 3x8x8, channels first"):
         input_and_options(model, (4, 4), {})
 
 

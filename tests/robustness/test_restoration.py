@@ -129,7 +129,7 @@ def test_the_rest_of_a_batch_goes_on(tmp_path: Path, predict: Callable[..., Fini
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a_x2.png", "c_x2.png"]
 
 
-@pytest.mark.parametrize(("width", "height"), [(1, 1), (2000, 2), (3, 500)])
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (20000, 10), (3, 500)])
 def test_odd_sizes_are_restored(tmp_path: Path, predict: Callable[..., Finished], width: int, height: int) -> None:
     noise(height, width).save(tmp_path / "odd.png")
     assert predict(tmp_path / "odd.png", "--tile", 256).code == 0

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import weakref
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageSequence
+from PIL import Image, ImageCms, ImageSequence
 from torch import Tensor, nn
 
 from vsuite.core import InputError
@@ -64,6 +65,52 @@ def test_transparency_never_goes_to_jpeg(tmp_path: Path, restorer: Restorer, cap
     assert done.written[0].output == tmp_path / "out" / "a_x2.png"
     assert "JPEG holds no transparency; written as a_x2.png" in capsys.readouterr().err
     np.testing.assert_array_equal(read_picture(tmp_path / "out" / "a_x2.png").pixels[0, 0], (10, 200, 30, 128))
+
+
+def test_results_in_png_instead_of_jpeg_are_planned_like_all_others(tmp_path: Path, restorer: Restorer) -> None:
+    source = save(tmp_path / "in" / "a.png", "RGBA")
+    with pytest.raises(InputError, match=r"a\.png: is an input"):
+        restore_files(restorer, source, tmp_path / "in", outputs=Outputs("", "jpg", existing="overwrite"), show=False)
+    assert Image.open(source).size == (8, 6)
+    skipping = Outputs("_x2", "jpg", existing="skip")
+    written, skipped = (restore_files(restorer, source, tmp_path / "out", outputs=skipping, show=False) for _ in range(2))
+    assert [job.output.name for job in written.written] == ["a_x2.png"]
+    assert ([job.output.name for job in skipped.skipped], skipped.written) == (["a_x2.png"], [])
+
+
+def test_results_inside_the_folder_of_inputs_are_no_inputs(tmp_path: Path, restorer: Restorer) -> None:
+    save(tmp_path / "a.png"), save(tmp_path / ".thumbnails" / "b.png")
+    skipping = Outputs("_x2", existing="skip")
+    first, second = (restore_files(restorer, tmp_path, tmp_path / "restored", outputs=skipping, show=False) for _ in range(2))
+    assert [job.source.name for job in first.written] == ["a.png"]
+    assert ([job.source.name for job in second.skipped], second.written) == (["a.png"], [])
+    save(tmp_path / "scans" / "c.png")
+    done = restore_files(restorer, tmp_path / "scans", tmp_path, show=False)
+    assert [job.output for job in done.written] == [tmp_path / "c_x2.png"]
+
+
+def test_links_are_files_of_their_own(tmp_path: Path, restorer: Restorer) -> None:
+    save(tmp_path / "in" / "a.png")
+    (tmp_path / "in" / "b.png").symlink_to("a.png")
+    (tmp_path / "same").symlink_to("in")
+    done = restore_files(restorer, [tmp_path / "in", tmp_path / "same" / "a.png"], tmp_path / "out", show=False)
+    assert sorted(job.output.name for job in done.written) == ["a_x2.png", "b_x2.png"]
+
+
+def test_several_results_do_not_go_into_one_file(tmp_path: Path, restorer: Restorer) -> None:
+    save(tmp_path / "a.png"), save(tmp_path / "b.png")
+    with pytest.raises(InputError, match=r"c\.png: is the name of one picture or video, but there are 2 inputs"):
+        restore_files(restorer, [tmp_path / "a.png", tmp_path / "b.png"], tmp_path / "c.png", show=False)
+
+
+def test_a_still_does_not_become_a_gif(tmp_path: Path, restorer: Restorer) -> None:
+    save(tmp_path / "a.png")
+    Image.fromarray(np.zeros((4, 4), np.uint16)).save(tmp_path / "b.png")
+    done = restore_files(restorer, [tmp_path / "a.png", tmp_path / "b.png"], tmp_path / "out", outputs=Outputs("", "gif"), show=False)
+    assert len(done.failed) == 2
+    assert all("pictures are written as .png" in message for _, message in done.failed)
+    with pytest.raises(InputError, match="--ext 'ppm' is not known"):
+        Outputs("", "ppm")
 
 
 def test_16_bits_go_to_jpeg_rounded(tmp_path: Path, restorer: Restorer) -> None:
@@ -169,6 +216,44 @@ def test_a_video_keeps_rate_and_sound(tmp_path: Path, restorer: Restorer) -> Non
     np.testing.assert_allclose(colour, (0x20, 0xA0, 0x40), atol=4)
 
 
+def make_video(path: Path, *options: str) -> Path:
+    sources = ["-f", "lavfi", "-i", "color=c=0x20a040:s=32x24:r=25", "-f", "lavfi", "-i", "sine=440"]
+    command = [ffmpeg(), "-v", "error", *sources, "-t", "0.2", "-c:v", "libx264", "-pix_fmt", "yuv420p", "-c:a", "aac", *options]
+    subprocess.run([*command, f"file:{path}"], check=True)
+    return path
+
+
+def said_of(path: Path) -> str:
+    return subprocess.run([ffmpeg(), "-i", f"file:{path}"], capture_output=True, text=True, check=False).stderr
+
+
+def test_a_video_named_by_the_time_of_day(tmp_path: Path, restorer: Restorer, monkeypatch) -> None:
+    """Which ffmpeg would take for the name of a protocol."""
+    monkeypatch.chdir(tmp_path)
+    make_video(Path("12:30.mp4"))
+    video.restore_video(restorer, "12:30.mp4", "12:30_x2.mp4")
+    assert "64x48" in said_of(Path("12:30_x2.mp4"))
+
+
+def test_colours_of_a_video_keep_their_meaning(tmp_path: Path, restorer: Restorer) -> None:
+    tags = ["-colorspace", "bt2020nc", "-color_primaries", "bt2020", "-color_trc", "arib-std-b67", "-color_range", "tv"]
+    sides = "scale=out_color_matrix=bt2020:out_range=tv,setparams=colorspace=bt2020nc:color_primaries=bt2020:color_trc=arib-std-b67"
+    source = make_video(tmp_path / "a.mp4", "-vf", sides, *tags)
+    assert "bt2020nc/bt2020/arib-std-b67" in said_of(source)
+    out = video.restore_video(restorer, source, tmp_path / "b.mp4")
+    assert "bt2020nc/bt2020/arib-std-b67" in said_of(out)
+    planes = []
+    for path in (source, out):
+        command = [ffmpeg(), "-v", "error", "-i", path, "-frames:v", "1", "-f", "rawvideo", "-pix_fmt", "yuv444p", "-"]
+        planes.append(np.frombuffer(subprocess.run(command, capture_output=True, check=True).stdout, np.uint8).reshape(3, -1).mean(1))
+    np.testing.assert_allclose(planes[1], planes[0], atol=2)
+
+
+def test_sound_that_the_format_does_not_take_is_encoded_anew(tmp_path: Path, restorer: Restorer) -> None:
+    out = video.restore_video(restorer, make_video(tmp_path / "a.mp4"), tmp_path / "a.webm")
+    assert re.search(r"Audio: opus", said_of(out))
+
+
 def test_no_ffmpeg_and_no_video_are_clear(tmp_path: Path, restorer: Restorer, monkeypatch) -> None:
     (tmp_path / "a.mp4").write_bytes(b"no video at all")
     ffmpeg()
@@ -223,3 +308,30 @@ def test_pairs_of_files_are_upright_and_reduced(tmp_path: Path, monkeypatch) -> 
     pair = pair_of_files(tmp_path / "a.jpg", tmp_path / "b.png")
     assert pair.before.shape == (10, 5, 3)
     np.testing.assert_array_equal(pair.after, np.full((5, 4, 3), 90))
+    Image.fromarray(np.zeros((3, 8), np.uint16)).save(tmp_path / "deep.png", exif=exif)
+    assert pair_of_files(tmp_path / "deep.png", tmp_path / "b.png").before.shape == (8, 3, 3)
+
+
+def test_the_page_takes_one_pair_at_a_time(tmp_path: Path) -> None:
+    """The pixels of a whole batch do not fit into memory."""
+    references: list[weakref.ref[Pair]] = []
+
+    def pairs():
+        for number in range(5):
+            assert not [1 for reference in references[:-1] if reference() is not None]
+            pair = Pair(str(number), np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4, 3), np.uint8))
+            references.append(weakref.ref(pair))
+            yield pair
+
+    write_page(tmp_path / "page.html", pairs())
+    assert (tmp_path / "page.html").read_text().count("<figure>") == 5
+
+
+def test_animations_keep_their_colour_profile_unless_stripped(tmp_path: Path, restorer: Restorer) -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    frames = [Image.new("RGB", (10, 8), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "a.webp", save_all=True, append_images=frames[1:], icc_profile=profile)
+    for strip, kept in ((False, profile), (True, None)):
+        outputs = Outputs("_x2", strip=strip, existing="overwrite")
+        restore_files(restorer, tmp_path / "a.webp", tmp_path / "out", outputs=outputs, show=False)
+        assert Image.open(tmp_path / "out" / "a_x2.webp").info.get("icc_profile") == kept

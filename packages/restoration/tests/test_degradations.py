@@ -102,3 +102,8 @@ def test_the_pipeline_depends_on_its_seed_alone(scale):
         together = torch.stack([small.mean(dim=1).flatten(), made["low"].mean(dim=1).flatten()])
         assert torch.corrcoef(together)[0, 1] > 0.5
     assert not torch.equal(made["low"], degrade(high, np.random.default_rng(100))["low"])
+
+
+def test_part_of_the_second_stage_leaves_the_rest_of_it():
+    found = DegradationSettings.model_validate({"second": {"jpeg": (50, 95)}}).second
+    assert (found.jpeg, found.sigma, found.blur_probability) == ((50, 95), (0.2, 1.5), 0.8)

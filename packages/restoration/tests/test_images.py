@@ -15,7 +15,7 @@ from PIL import Image, ImageCms, PngImagePlugin, TiffImagePlugin
 from vsuite.core import InputError
 from vsuite.restoration import writers
 from vsuite.restoration.images import Metadata, read_picture
-from vsuite.restoration.tags import exif_block, orientation_of, read_tags
+from vsuite.restoration.tags import exif_block, orientation_of, read_tags, short
 from vsuite.restoration.writers import strips_of, write_picture
 
 
@@ -138,12 +138,35 @@ def test_metadata_go_from_every_format_to_every_other(tmp_path: Path, suffix: st
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_orientation_is_applied_as_pillow_does(tmp_path: Path, orientation: int) -> None:
-    from PIL import ImageOps
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_orientation_is_applied_once(tmp_path: Path, orientation: int, suffix: str, channels: int, dtype: type) -> None:
+    """Some of the libraries that decode TIFF turn it themselves."""
+    pixels = smooth(20, 30, channels, dtype)
+    path = write(tmp_path / f"a{suffix}", pixels, Metadata(tags=read_tags(sample_exif(orientation))))
+    turned = pixels.swapaxes(0, 1) if orientation > 4 else pixels
+    turned = turned[:, ::-1] if orientation in (2, 3, 6, 7) else turned
+    turned = turned[::-1] if orientation in (3, 4, 7, 8) else turned
+    picture = read_picture(path)
+    np.testing.assert_array_equal(picture.pixels, turned)
+    assert orientation_of(picture.metadata.resized(1, 1).tags) == 1
 
-    path = tmp_path / "a.png"
-    Image.fromarray(smooth(20, 30, 3)).save(path, exif=sample_exif(orientation))
-    np.testing.assert_array_equal(read_picture(path).pixels, np.asarray(ImageOps.exif_transpose(Image.open(path))))
+
+def test_tags_that_describe_one_files_pixels_do_not_go_into_a_tiff(tmp_path: Path) -> None:
+    """As EXIF of a JPEG that was made of a raw picture holds them."""
+    tags = {284: short(2), 322: short(16), 339: short(3), 266: short(2), 37724: short(1), 271: (2, 6, b"Maker\0")}
+    path = write(tmp_path / "a.tif", smooth(9, 9, 3), Metadata(tags=tags))
+    picture = read_picture(path)
+    np.testing.assert_array_equal(picture.pixels, smooth(9, 9, 3))
+    assert set(picture.metadata.tags) == {271}
+
+
+def test_a_profile_of_grey_does_not_go_with_colours(tmp_path: Path) -> None:
+    grey = srgb()[:16] + b"GRAY" + srgb()[20:]
+    for name, channels, dtype, kept in (("a.webp", 1, np.uint8, b""), ("a.tif", 2, np.uint16, b""), ("a.png", 1, np.uint8, grey)):
+        path = write(tmp_path / name, smooth(9, 9, channels, dtype), Metadata(icc=grey))
+        assert read_picture(path).metadata.icc == kept, name
 
 
 def test_texts_and_resolution_of_png(tmp_path: Path) -> None:
@@ -185,11 +208,12 @@ def test_a_dark_picture_of_16_bits_is_one_of_16_bits(tmp_path: Path) -> None:
         ("a.bmp", (4, 4, 3), np.uint16, "BMP holds 8 bits"),
         ("a.xyz", (4, 4, 3), np.uint8, "pictures are written as"),
         ("a.webp", (1, 20000, 3), np.uint8, "20000 x 1 is more than WEBP can hold"),
+        ("a.png", (1, 3_000_000_000, 3), np.uint8, "3000000000 x 1 is more than PNG can hold"),
     ],
 )
 def test_what_a_format_cannot_hold_is_refused(tmp_path: Path, name: str, shape: tuple[int, ...], dtype: type, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        write(tmp_path / name, np.zeros(shape, dtype))
+        write_picture(tmp_path / name, [], shape[:2], shape[2], dtype)
     assert not list(tmp_path.iterdir())
 
 

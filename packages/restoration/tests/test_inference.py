@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vsuite.core import InputError, create_model, save_weights
+from vsuite.restoration import inference
 from vsuite.restoration.inference import FinalSize, Restorer, fill_transparent, resize_strips
 from vsuite.restoration.resize import imresize
 
@@ -80,6 +81,15 @@ def test_colours_under_full_transparency_come_from_the_nearest_pixel() -> None:
 def test_tiles_do_not_show() -> None:
     pixels = rng.integers(0, 256, (90, 70, 3), dtype=np.uint8)
     np.testing.assert_array_equal(Restorer(Nearest(), device="cpu", tile=16, overlap=4).restore(pixels), repeated(pixels))
+
+
+def test_tiles_of_wide_pictures_are_lower_unless_their_side_is_given(monkeypatch) -> None:
+    """A row of them is held in memory."""
+    monkeypatch.setattr(inference, "STRIP", 100 * 400 * 4 * 3 * 4)
+    pixels = rng.integers(0, 256, (500, 400, 3), dtype=np.uint8)
+    heights = [max(len(strip) for strip in Restorer(Nearest(), device="cpu", tile=tile, overlap=0).strips(pixels)) for tile in (None, 250)]
+    assert heights[0] <= 2 * 100 + 4 * 8
+    assert heights[1] >= 2 * 250 - 4 * 8
 
 
 @pytest.mark.parametrize(
@@ -166,7 +176,7 @@ def test_blending_two_checkpoints_mixes_their_weights(tmp_path) -> None:
 
 def test_what_restores_is_said(tmp_path) -> None:
     line = Restorer(tiny(tmp_path / "mine.safetensors", 0), device="cpu", tile=64).describe()
-    assert line.startswith("mine: x2, 3 channels, window 4, 0.0")
+    assert line.startswith("mine: DRCT x2, 3 channels, window 4, 0.0")
     assert line.endswith("M parameters; cpu, fp32, tiles of 64")
 
 

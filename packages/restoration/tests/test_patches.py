@@ -9,6 +9,7 @@ from vsuite.core.errors import InputError
 from vsuite.restoration.data.patches import BicubicPatches, DegradedPatches, PictureStore, to_picture, to_tensor, turn_alike
 from vsuite.restoration.data.pictures import list_pictures, read_rgb
 from vsuite.restoration.resize import crop_to_multiple, imresize
+from vsuite.restoration.writers import write_picture
 
 
 @pytest.fixture
@@ -72,6 +73,21 @@ def test_small_pictures_are_refused_or_enlarged(tmp_path):
     assert (low.shape, high.shape) == ((8, 32, 3), (16, 64, 3))
 
 
+def test_pictures_kept_for_other_settings_are_not_used(store, tmp_path):
+    """An earlier run into the same folder may have ended before its settings were kept."""
+    other = PictureStore(store.folder, [*store.pictures[3:4], *store.pictures], 4, 16)
+    other.prepare()
+    low, high = other.pair(0)
+    assert np.array_equal(high, crop_to_multiple(read_rgb(store.pictures[3]), 4))
+    assert low.shape[0] * 4 == high.shape[0]
+    path = tmp_path / "changed.png"
+    for value in (1, 2):
+        Image.fromarray(np.full((16, 16 + value, 3), value, np.uint8)).save(path)
+        changed = PictureStore(store.folder, [path], 2, 16)
+        changed.prepare()
+        assert changed.high(0).max() == value
+
+
 def test_degraded_patches_are_aligned_and_mirror_what_is_missing(store):
     def degrade(high, rng):
         assert high.shape == (1, 3, 64, 64)  # more than the pictures have
@@ -87,7 +103,7 @@ def test_degraded_patches_are_aligned_and_mirror_what_is_missing(store):
 
 def test_unreadable_pictures_are_named(tmp_path):
     (tmp_path / "text.png").write_text("no picture")
-    with pytest.raises(InputError, match=r"text\.png: cannot be read"):
+    with pytest.raises(InputError, match=r"text\.png: is no picture"):
         read_rgb(tmp_path / "text.png")
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(tmp_path / "whole.jpg")
     (tmp_path / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:2000])
@@ -110,6 +126,17 @@ def test_orientation_grey_and_sixteen_bits(tmp_path):
     assert np.array_equal(read_rgb(tmp_path / "grey.png"), image[..., :1].repeat(3, axis=2))
     Image.fromarray(image[..., 0].astype(np.uint16) * 257).save(tmp_path / "deep.png")
     assert np.array_equal(read_rgb(tmp_path / "deep.png"), image[..., :1].repeat(3, axis=2))
+    write_picture(tmp_path / "colours.png", [np.full((2, 2, 3), 255, np.uint16)], (2, 2), 3, np.uint16)
+    assert np.array_equal(read_rgb(tmp_path / "colours.png"), np.ones((2, 2, 3)))  # rounded, not cut
+    Image.new("RGBA", (3, 2), (9, 8, 7, 0)).save(tmp_path / "clear.png")
+    assert np.array_equal(read_rgb(tmp_path / "clear.png"), np.full((2, 3, 3), (9, 8, 7)))
+
+
+def test_hidden_files_and_folders_named_like_pictures_are_passed_over(tmp_path):
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "._a.png").write_bytes(b"what a Mac leaves beside a.png")
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    assert list_pictures(tmp_path) == [tmp_path / "a.png"]
 
 
 def test_tensors_and_back():

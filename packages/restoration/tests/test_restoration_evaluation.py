@@ -36,7 +36,7 @@ def test_suffixes_missing_ones_and_wrong_sizes(pictures, tmp_path):
     found = evaluate_folder(tmp_path, pictures, X2)
     assert [row.name for row in found.results["restored"].rows] == ["picture_0", "picture_1", "picture_2"]
     problems = "\n".join(found.failed)
-    assert "picture_3_x2.png: cannot be read" in problems
+    assert "picture_3_x2.png: is no picture" in problems
     assert "picture_4_x2.png: sizes differ: 7 x 7 x 3 against 40 x 48 x 3" in problems
     assert "picture_5.png: no restored picture" in problems
     shutil.copy(pictures / "picture_0.png", tmp_path / "picture_0.png")
@@ -57,6 +57,14 @@ def test_methods_are_measured_on_made_and_on_stored_low_resolution(pictures, tmp
     assert stored.results["bicubic"].summary == made.results["bicubic"].summary
     assert "convention B" in made.conventions.describe("psnr_y")
     assert str(tmp_path) in stored.conventions.describe("psnr_y")
+
+
+def test_a_model_of_grey_is_measured_on_each_colour(pictures, tmp_path):
+    sizes = {"embed_dim": 8, "growth": 4, "depths": (1,), "num_heads": 2, "window_size": 4, "upsample_dim": 8}
+    save_weights(create_model("drct_lite_x2", in_channels=1, **sizes), tmp_path / "grey.safetensors")
+    _, method, scale = model_method(str(tmp_path / "grey.safetensors"), None, "cpu")
+    assert scale == 2
+    assert method(np.zeros((5, 4, 3), np.uint8)).shape == (10, 8, 3)
 
 
 def test_the_command_prints_conventions_and_writes_a_line_a_picture(pictures, tmp_path):

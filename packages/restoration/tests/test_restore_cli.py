@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from vsuite.core import create_model, load_published, save_weights
+from vsuite.core import InputError, create_model, load_published, save_weights
 from vsuite.core.weights import read_state_dict
 from vsuite.restoration import demo
 from vsuite.restoration.cli import app
@@ -38,7 +38,7 @@ def test_predict_and_its_page(tmp_path: Path, weights: Path) -> None:
     output = run(
         "predict", picture, "--weights", weights, "--out", tmp_path / "out", "--compare", tmp_path / "page.html", "--device", "cpu"
     )
-    assert "tiny: x2, 3 channels, window 4" in output
+    assert "tiny: DRCT x2, 3 channels, window 4" in output
     assert f"{picture} -> {tmp_path / 'out' / 'cat_x2.png'}" in output
     assert Image.open(tmp_path / "out" / "cat_x2.png").size == (14, 18)
     assert (tmp_path / "page.html").read_text().count("data:image/png;base64,") == 2
@@ -66,6 +66,12 @@ def test_export_published_loads_as_the_authors_file(tmp_path: Path, weights: Pat
     x = torch.rand(1, 3, 5, 6)
     with torch.inference_mode():
         torch.testing.assert_close(load_published(out).eval()(x), load_published(weights).eval()(x))
+
+
+def test_weights_of_another_scale_are_not_exported(tmp_path: Path, weights: Path) -> None:
+    with pytest.raises(InputError, match=r"tiny\.safetensors: enlarges 2 times, not 4 times"):
+        run("export", "--weights", weights, "--scale", 4, "--published", "--out", tmp_path / "a.pth")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

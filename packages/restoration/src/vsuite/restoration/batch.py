@@ -16,13 +16,14 @@ import numpy as np
 from vsuite.core.errors import InputError
 from vsuite.core.terminal import console
 from vsuite.restoration import video
-from vsuite.restoration.images import Metadata, Picture, is_animated, read_picture
+from vsuite.restoration.images import Metadata, Picture, is_animated, is_transparent_still, read_picture
 from vsuite.restoration.inference import FinalSize, Restorer
 from vsuite.restoration.tiling import Progress
 from vsuite.restoration.writers import SUFFIXES, WITH_16_BITS, WITH_ALPHA, check_format, write_picture
 
 ANIMATED_SUFFIXES = (".gif", ".webp", ".png")
-KNOWN = (*SUFFIXES, ".gif", ".ppm", ".pgm", *video.SUFFIXES)
+WRITTEN = (*SUFFIXES, ".gif", *video.SUFFIXES)
+KNOWN = (*WRITTEN, ".ppm", ".pgm")
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,8 @@ class Outputs:
             raise InputError(f"suffix {self.suffix!r} must be part of a file name, without folders")
         if not 1 <= self.quality <= 100:
             raise InputError(f"quality must lie in 1..100; got {self.quality}")
-        if self.ext is not None and self.dotted not in KNOWN:
-            raise InputError(f"--ext {self.ext!r} is not known; allowed are {', '.join(known[1:] for known in KNOWN)}")
+        if self.ext is not None and self.dotted not in WRITTEN:
+            raise InputError(f"--ext {self.ext!r} is not known; allowed are {', '.join(known[1:] for known in WRITTEN)}")
 
     @property
     def dotted(self) -> str | None:
@@ -58,10 +59,11 @@ class Outputs:
 
 @dataclass(frozen=True)
 class Job:
-    """One file and where its result goes."""
+    """One file, where its result goes, and what people should know about that."""
 
     source: Path
     output: Path
+    note: str = ""
 
 
 @dataclass
@@ -69,7 +71,7 @@ class Summary:
     """What became of a batch.
 
     Attributes:
-        written: jobs whose result was written; its name may have changed (see `restore_picture`).
+        written: jobs whose result was written.
         skipped: jobs whose result was there.
         failed: source and what is wrong, in one line.
     """
@@ -83,37 +85,47 @@ def find_jobs(inputs: Sequence[str | Path], out: str | Path, outputs: Outputs) -
     """The files to restore, and the name of each result.
 
     Args:
-        inputs: files, folders (with their sub-folders, which `out` will mirror), and patterns such as "scans/*.png".
-        out: a folder; or for a single file, the result itself where the name ends like a picture or video.
+        inputs: files, folders (with their sub-folders, which `out` will mirror), and patterns such as "scans/*.png". Results that are
+            there already, in an `out` inside such a folder, and hidden files are left out.
+        out: a folder; or for a single file, the result itself where the name ends like a picture or video. What is transparent and would
+            go into a format that is not, becomes PNG.
         outputs: see `Outputs`.
 
     Raises:
         InputError: for what does not exist, an empty folder, a folder of results that is a file, two inputs with one result, a result
             that is an input, and results that exist where that is refused.
     """
-    found = [pair for given in inputs for pair in _files(given)]
-    found = list({source.resolve(): (source, relative) for source, relative in found}.values())
     out = Path(out)
-    single = len(found) == 1 and out.suffix.lower() in KNOWN and not out.is_dir()
-    if single:
-        jobs = [Job(found[0][0], out)]
+    found = [pair for given in inputs for pair in _files(given, out)]
+    found = list({source.parent.resolve() / source.name: (source, relative) for source, relative in found}.values())
+    if out.suffix.lower() in KNOWN and not out.is_dir():
+        if len(found) > 1:
+            raise InputError(f"{out}: is the name of one picture or video, but there are {len(found)} inputs; their results need a folder")
+        jobs = [_job(found[0][0], out)]
     else:
         for folder in (out, *out.parents):
             if folder.exists() and not folder.is_dir():
                 raise InputError(f"{folder}: is a file; results need a folder")
-        jobs = [Job(source, out / relative.with_name(_result_name(source, outputs))) for source, relative in found]
+        jobs = [_job(source, out / relative.with_name(_result_name(source, outputs))) for source, relative in found]
     _check_collisions(jobs, outputs)
     return jobs
 
 
-def _files(given: str | Path) -> list[tuple[Path, Path]]:
-    """Files with their path below the folder they were found in."""
+def _files(given: str | Path, out: Path) -> list[tuple[Path, Path]]:
+    """Files with their path below the folder they were found in; none of those in `out`, where that lies deeper in this folder."""
     path = Path(given)
     if path.is_dir():
-        inside = sorted(p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in KNOWN and not p.name.startswith("."))
+        root, results = path.resolve(), out.resolve()
+        inside = []
+        for file in sorted(path.rglob("*")):
+            relative = file.relative_to(path)
+            hidden = any(part.startswith(".") for part in relative.parts)
+            result = root in results.parents and results in (root / relative).parents
+            if file.suffix.lower() in KNOWN and file.is_file() and not hidden and not result:
+                inside.append((file, relative))
         if not inside:
             raise InputError(f"{path}: holds no pictures or videos ({', '.join(KNOWN)})")
-        return [(file, file.relative_to(path)) for file in inside]
+        return inside
     if path.exists():
         return [(path, Path(path.name))]
     if glob.has_magic(str(given)):
@@ -123,6 +135,15 @@ def _files(given: str | Path) -> list[tuple[Path, Path]]:
             raise InputError(f"{given}: no file matches")
         return [(file, Path(file.name)) for file in files]
     raise InputError(f"{path}: no such file or folder")
+
+
+def _job(source: Path, output: Path) -> Job:
+    """The result goes into a PNG instead where the source has alpha and the format has none."""
+    name = SUFFIXES.get(output.suffix.lower())
+    if name is None or name in WITH_ALPHA or not is_transparent_still(source):
+        return Job(source, output)
+    other = output.with_suffix(".png")
+    return Job(source, other, f"{name} holds no transparency; written as {other.name}")
 
 
 def _result_name(source: Path, outputs: Outputs) -> str:
@@ -192,14 +213,16 @@ def _run(restorer: Restorer, job: Job, size: FinalSize | None, outputs: Outputs,
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
             if job.source.suffix.lower() in video.SUFFIXES:
-                output = video.restore_video(restorer, job.source, job.output, size, progress=display.frames)
+                video.restore_video(restorer, job.source, job.output, size, progress=display.frames)
             elif job.source.suffix.lower() in ANIMATED_SUFFIXES and is_animated(job.source):
-                output = video.restore_animation(restorer, job.source, job.output, size, outputs.quality, display.frames)
+                video.restore_animation(
+                    restorer, job.source, job.output, size, quality=outputs.quality, strip=outputs.strip, progress=display.frames
+                )
             else:
-                output, notes = restore_picture(restorer, job, size, outputs, progress=display.tiles)
+                notes = restore_picture(restorer, job, size, outputs, progress=display.tiles)
         for note in [*notes, *sorted({str(w.message) for w in caught if w.category is UserWarning})]:
             display.say(f"{job.source}: {note}")
-        summary.written.append(Job(job.source, output))
+        summary.written.append(job)
     except InputError as error:
         message = str(error) if str(job.source) in str(error) else f"{job.source}: {error}"
         summary.failed.append((job.source, message))
@@ -212,35 +235,26 @@ def _run(restorer: Restorer, job: Job, size: FinalSize | None, outputs: Outputs,
 
 def restore_picture(
     restorer: Restorer, job: Job, size: FinalSize | None, outputs: Outputs, *, progress: Progress = lambda done, total: None
-) -> tuple[Path, list[str]]:
+) -> list[str]:
     """Restores one still picture.
 
     Returns:
-        Where it was written (PNG in place of a format without transparency), and what else changed, for people.
+        What changed beside its size, for people.
     """
     picture = read_picture(job.source)
-    notes = [picture.note] if picture.note else []
-    output, dtype = job.output, picture.pixels.dtype
-    name = SUFFIXES.get(output.suffix.lower())
-    if picture.has_alpha and name is not None and name not in WITH_ALPHA:
-        output = output.with_suffix(".png")
-        notes.append(f"{name} holds no transparency; written as {output.name}")
-        if output.exists() and outputs.existing == "refuse":
-            raise InputError(f"{output}: exists; --skip-existing leaves it, --overwrite replaces it")
-        if output.exists() and outputs.existing == "skip":
-            return output, []
-    pixels = picture.pixels
-    if dtype == np.uint16 and SUFFIXES[output.suffix.lower()] not in WITH_16_BITS:
-        pixels, dtype = (pixels / 65535).astype(np.float32), np.dtype(np.uint8)
-        notes.append(f"{name} holds 8 bits; its 16 were rounded")
+    pixels, dtype = picture.pixels, picture.pixels.dtype
     height, width, channels = pixels.shape
     wanted = (size or FinalSize()).of(height, width, restorer.scale)
-    check_format(output, wanted, channels, dtype)
     strips: Iterator[Any] = restorer.strips(pixels, size, progress=progress)
-    if pixels.dtype != dtype:
-        strips = (np.rint(strip * 255).astype(np.uint8) for strip in strips)
-    write_picture(output, strips, wanted, channels, dtype, _kept(picture, wanted, outputs), quality=outputs.quality)
-    return output, notes
+    notes = [picture.note, job.note]
+    name = SUFFIXES.get(job.output.suffix.lower())
+    if dtype == np.uint16 and name not in WITH_16_BITS:
+        dtype = np.dtype(np.uint8)
+        strips = (np.rint(strip / np.float32(257)).astype(np.uint8) for strip in strips)
+        notes.append(f"{name} holds 8 bits; its 16 were rounded")
+    check_format(job.output, wanted, channels, dtype)
+    write_picture(job.output, strips, wanted, channels, dtype, _kept(picture, wanted, outputs), quality=outputs.quality)
+    return [note for note in notes if note]
 
 
 def _kept(picture: Picture, size: tuple[int, int], outputs: Outputs) -> Metadata:

@@ -174,8 +174,7 @@ def _write_comparison(page: Path, files: list[tuple[Path, Path]]) -> None:
     from vsuite.restoration.compare import pair_of_files, write_page
     from vsuite.restoration.video import SUFFIXES
 
-    pairs = [pair_of_files(before, after) for before, after in files if before.suffix.lower() not in SUFFIXES]
-    write_page(page, pairs)
+    write_page(page, (pair_of_files(before, after) for before, after in files if before.suffix.lower() not in SUFFIXES))
     typer.echo(f"comparison: {page}")
 
 
@@ -183,7 +182,7 @@ def _write_comparison(page: Path, files: list[tuple[Path, Path]]) -> None:
 def export(
     out: Annotated[Path, typer.Option("--out", help="File to write: .onnx; or .pth or .safetensors with --published.")],
     weights: options.Weights = None,
-    scale: Annotated[int | None, typer.Option("--scale", min=1, help="Of the shipped model, where no weights are given.")] = None,
+    scale: Annotated[int | None, typer.Option("--scale", min=1, help="Of the model: 2 or 4 of those shipped [default: 4].")] = None,
     published: Annotated[bool, typer.Option("--published", help="The authors' layout, for other programs, in place of ONNX.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
 ) -> None:

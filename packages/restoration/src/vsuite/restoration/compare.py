@@ -5,14 +5,14 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from vsuite.core.files import write_text
-from vsuite.restoration.images import Pixels, open_image
+from vsuite.restoration.images import Pixels, has_alpha, open_image
 
 LONGEST_SIDE = 2048  # pixels on the page; larger results are shown reduced
 SHORTEST_WIDTH = 512  # smaller ones are shown enlarged
@@ -45,18 +45,19 @@ def _shown(path: str | Path) -> Pixels:
 
     with open_image(path) as image:
         image.draft("RGB", (LONGEST_SIDE, LONGEST_SIDE))  # a large JPEG is decoded small
-        deep = image.mode.startswith("I;16")
-        shown = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)) if deep else ImageOps.exif_transpose(image)
+        shown = ImageOps.exif_transpose(image)
+        if shown.mode.startswith("I;16"):
+            shown = Image.fromarray((np.asarray(shown) >> 8).astype(np.uint8))
         shown.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
-        return np.asarray(shown.convert("RGBA" if shown.mode in ("RGBA", "LA", "PA") or "transparency" in shown.info else "RGB"))
+        return np.asarray(shown.convert("RGBA" if has_alpha(shown) else "RGB"))
 
 
-def write_page(path: str | Path, pairs: Sequence[Pair], title: str = "Before and after", table: str = "") -> None:
+def write_page(path: str | Path, pairs: Iterable[Pair], title: str = "Before and after", table: str = "") -> None:
     """Writes the page.
 
     Args:
         path: ends in .html.
-        pairs: one slider each.
+        pairs: one slider each; a generator is taken pair by pair, so that only what the page holds lies in memory.
         table: HTML to put above the sliders.
     """
     sliders = "\n".join(map(_slider, pairs))

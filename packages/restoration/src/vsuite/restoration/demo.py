@@ -53,7 +53,7 @@ def run_demo(out: str | Path, *, scale: int = 4, overwrite: bool = False, say: C
         high = (np.clip(draw(SIDE), 0, 1) * 255).round().astype(np.uint8)
         _write(out / "pictures" / f"{name}.png", high)
         _write(out / "low" / f"{name}.png", imresize(high, 1 / scale))
-    restorer = Restorer(scale=scale, device="cpu")
+    restorer = Restorer(scale=scale, device="cpu", tile=SIDE)  # given, as finding one out takes as long as a picture
     say(f"2/3 restoring with {restorer.describe()}")
     results: list[Pixels] = []
 

@@ -11,22 +11,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from torch import nn
-
-from vsuite.core.devices import pick_device
 from vsuite.core.errors import InputError
 from vsuite.core.evaluation import EvaluationResult, Evaluator
 from vsuite.core.files import write_text
 from vsuite.core.terminal import console, new_table
-from vsuite.restoration.data.patches import to_picture, to_tensor
 from vsuite.restoration.data.pictures import Picture, list_pictures, read_rgb
-from vsuite.restoration.inference import load_model, shipped
+from vsuite.restoration.inference import Restorer
 from vsuite.restoration.metrics import PsnrSsim
 from vsuite.restoration.resize import Convention, crop_to_multiple, imresize
 
 Method = Callable[[Picture], Picture]
 """Low resolution (H, W, 3), uint8 -> high resolution."""
+
+LARGEST_WHOLE = 4096  # pixels a side of low resolution up to which figures are those of the whole picture, without tiles
 
 LABELS = {"psnr_y": "PSNR-Y (dB)", "ssim_y": "SSIM-Y", "psnr_rgb": "PSNR-RGB (dB)", "ssim_rgb": "SSIM-RGB"}
 
@@ -156,11 +153,6 @@ def resize_method(kernel: Literal["bicubic", "lanczos"], scale: int) -> Method:
     return lambda low: imresize(low, scale, kernel=kernel)
 
 
-def restore(model: nn.Module, low: Picture, device: torch.device) -> Picture:
-    """A whole picture (H, W, 3) through the model, rounded to 8 bits."""
-    return to_picture(model(to_tensor(low)[None].to(device))[0])
-
-
 def model_method(weights: str | None, scale: int | None, device: str = "auto") -> tuple[str, Method, int]:
     """A model as a method: its name, itself, and its scale.
 
@@ -170,18 +162,8 @@ def model_method(weights: str | None, scale: int | None, device: str = "auto") -
     Raises:
         InputError: for weights of something else, or of another scale.
     """
-    chosen, place = weights or shipped(scale), pick_device(device)
-    model = load_model(chosen).eval()
-    own: int = model.scale  # type: ignore[assignment]
-    if scale not in (None, own):
-        raise InputError(f"{chosen}: enlarges {own} times, not {scale} times")
-    model.to(place)
-
-    def method(low: Picture) -> Picture:
-        with torch.inference_mode():
-            return restore(model, low, place)
-
-    return Path(chosen).stem, method, own
+    restorer = Restorer(weights, scale=scale, device=device, precision="fp32", tile=LARGEST_WHOLE)
+    return restorer.name, restorer.restore, restorer.scale
 
 
 def _metric(conventions: Conventions) -> PsnrSsim:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vsuite.core.errors import InputError
-from vsuite.restoration.tags import STRUCTURE, Tags, orientation_of, read_tags, resized
+from vsuite.restoration.tags import ORIENTATION, STRUCTURE, Tags, orientation_of, read_tags, resized
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -60,18 +60,12 @@ class Picture:
     Attributes:
         pixels: upright, whatever the camera noted.
         metadata: as read, for the sides and orientation of the file.
-        format: "PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF" or "PPM".
         note: what of the file could not be kept, for people; usually empty.
     """
 
     pixels: Pixels
     metadata: Metadata
-    format: str
     note: str = ""
-
-    @property
-    def has_alpha(self) -> bool:
-        return self.pixels.shape[2] in (2, 4)
 
 
 def read_picture(path: str | Path) -> Picture:
@@ -92,8 +86,9 @@ def read_picture(path: str | Path) -> Picture:
         image.load()
         metadata = _metadata(image, tags)
         pixels, metadata, note = _pixels(Path(path), image, metadata)
-        name = "JPEG" if image.format == "MPO" else str(image.format)
-    return Picture(_upright(pixels, orientation_of(metadata.tags)), metadata, name, note)
+        # Pillow and OpenCV turn TIFF as they decode it; what is left to do, Pillow knows.
+        orientation = int(image.getexif().get(ORIENTATION, 1)) if image.format == "TIFF" else orientation_of(metadata.tags)
+    return Picture(_upright(pixels, orientation), metadata, note)
 
 
 @contextlib.contextmanager
@@ -141,6 +136,20 @@ def is_animated(path: str | Path) -> bool:
         return False
 
 
+def is_transparent_still(path: str | Path) -> bool:
+    """Whether a file is a still picture with alpha, by what its head says; False for what cannot be read."""
+    try:
+        with open_image(path) as image:
+            return has_alpha(image) and getattr(image, "n_frames", 1) == 1
+    except InputError:
+        return False
+
+
+def has_alpha(image: Image) -> bool:
+    """Whether a Pillow image has an alpha channel, or a colour that stands for transparency."""
+    return image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info
+
+
 def _tags(path: Path, image: Image) -> Tags:
     if image.format == "TIFF":
         import mmap
@@ -178,10 +187,7 @@ def _pixels(path: Path, image: Image, metadata: Metadata) -> tuple[Pixels, Metad
     if image.mode in ("CMYK", "LAB", "HSV", "YCbCr"):
         image, note = _to_rgb(image, metadata.icc)
         metadata = replace(metadata, icc=b"")
-    transparent = "transparency" in image.info
-    mode = {"1": "L", "L": "LA" if transparent else "L", "LA": "LA", "La": "LA", "RGB": "RGBA" if transparent else "RGB"}.get(image.mode)
-    if mode is None:
-        mode = "RGBA" if transparent or image.mode in ("RGBA", "RGBa", "PA") else "RGB"
+    mode = ("L" if image.mode in ("1", "L", "LA", "La") else "RGB") + ("A" if has_alpha(image) else "")
     pixels = np.asarray(image if image.mode == mode else image.convert(mode))
     return np.atleast_3d(pixels), metadata, note
 

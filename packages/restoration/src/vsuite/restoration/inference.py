@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,14 +19,15 @@ from vsuite.core.devices import pick_device
 from vsuite.core.errors import unknown
 from vsuite.core.weights import find_weights
 from vsuite.restoration.images import Pixels
-from vsuite.restoration.resize import KERNELS, resize_weights
+from vsuite.restoration.resize import KERNELS, resize_weights, weighted_sums
 from vsuite.restoration.tiling import Progress, Tiling, tiled
 
 Precision = Literal["auto", "fp32", "fp16", "bf16"]
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 SAFER: Mapping[str, str | None] = {"fp16": "bf16", "bf16": "fp32", "fp32": None}
 MEMORY = 1 << 30  # bytes that one tile may take on a CPU; half of what is free on a GPU
-LARGEST_TILE = 1024
+STRIP = 5 << 27  # bytes that a row of tiles of the output may take, as floats
+LARGEST_TILE, SMALLEST_TILE = 1024, 32  # of those that are not given
 FILL_ROWS, FILL_MARGIN = 512, 128  # pixels
 DEFAULT_SCALE = 4
 SHIPPED_SCALES = (2, 4)
@@ -73,11 +74,11 @@ class Restorer:
     Args:
         weights: file, run folder, name of shipped weights, or a model (B, C, H, W in [0, 1] -> B, C, sH, sW, with attributes `scale`
             and `in_channels`, if that is not 3). None: the shipped small model of `scale`.
-        scale: the model must have it; None takes any, x4 where `weights` is None too.
+        scale: the model must have it, as must the one it is blended with; None takes any, x4 where `weights` is None too.
         device: see `pick_device`.
         precision: "auto" is fp16 on a GPU and fp32 on a CPU. Where a half precision gives infinite values or NaN, the next safer one
             is used from then on, with a warning.
-        tile: side of the tiles in input pixels; None takes as much as memory allows.
+        tile: side of the tiles in input pixels; None takes as much as memory allows, less for pictures that are very wide.
         overlap: context of the tiles, in input pixels.
         wrap: pictures are textures whose opposite sides touch.
         ensemble: mean over the eight flips and turns: eight times as slow, a little better.
@@ -105,9 +106,7 @@ class Restorer:
         self.device = pick_device(device)
         model = weights if isinstance(weights, nn.Module) else load_model(weights, scale)
         self.name = type(weights).__name__ if isinstance(weights, nn.Module) else Path(weights or shipped(scale)).stem
-        self.scale, self.channels = _facts(model, self.name)
-        if scale not in (None, self.scale):
-            raise InputError(f"{self.name}: enlarges {self.scale} times, not {scale} times; another size is had by --outscale")
+        self.scale, self.channels = _facts(model, self.name, scale)
         if blend_with is not None:
             model = interpolate(model, load_model(blend_with, self.scale), blend)
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -117,13 +116,14 @@ class Restorer:
         self.precision: str = precision if precision != "auto" else "fp16" if self.device.type == "cuda" else "fp32"
         self.multiple = int(getattr(model, "window_size", 1))
         self.ensemble = ensemble
-        self.tiling = Tiling(tile or self._affordable_tile(overlap), overlap, self.multiple, wrap)
+        self.tiling = Tiling(self._affordable_tile(overlap) if tile is None else tile, overlap, self.multiple, wrap)
+        self.tile_given = tile is not None
 
     def describe(self) -> str:
         """What restores, and how, in one line."""
         window = f", window {self.multiple}" if self.multiple > 1 else ""
         channels = f"{self.channels} channel{'s' * (self.channels > 1)}"
-        model = f"{self.name}: x{self.scale}, {channels}{window}, {self.parameters / 1e6:.2f} M parameters"
+        model = f"{self.name}: {type(self.model).__name__} x{self.scale}, {channels}{window}, {self.parameters / 1e6:.2f} M parameters"
         return f"{model}; {self.device}, {self.precision}, tiles of {self.tiling.tile}{', ensemble of 8' * self.ensemble}"
 
     def restore(self, pixels: Pixels, size: FinalSize | None = None, *, progress: Progress = lambda done, total: None) -> Pixels:
@@ -153,13 +153,20 @@ class Restorer:
             alpha = pixels[..., -1]
             constant = alpha.flat[0] if bool((alpha == alpha.flat[0]).all()) else None
             opaque = pixels[..., :-1] if constant is not None else fill_transparent(pixels)
-        found: Iterator[Pixels] = tiled(opaque, lambda part: self._part(part, most), self.scale, self.tiling, progress=progress)
+        tiling = self._tiling(width, opaque.shape[2])
+        found: Iterator[Pixels] = tiled(opaque, lambda part: self._part(part, most), self.scale, tiling, progress=progress)
         if wanted != (height * self.scale, width * self.scale):
             found = resize_strips(found, (height * self.scale, width * self.scale), wanted, (size or FinalSize()).kernel)
         for strip in found:
             whole = _quantised(strip, pixels.dtype, most)
             del strip  # else it lies in memory beside the next one
             yield whole if constant is None else np.concatenate([whole, np.full_like(whole[..., :1], constant)], axis=2)
+
+    def _tiling(self, width: int, channels: int) -> Tiling:
+        """For a picture of this width: a row of tiles of the output is held in memory."""
+        rows = STRIP // (4 * width * self.scale**2 * channels)
+        lower = max(rows - rows % 16, SMALLEST_TILE)
+        return self.tiling if self.tile_given or lower >= self.tiling.tile else replace(self.tiling, tile=lower)
 
     def _part(self, part: Pixels, most: float) -> npt.NDArray[np.float32]:
         """A tile: its colours, and its alpha as a grey picture of its own."""
@@ -230,7 +237,7 @@ class Restorer:
         memory = torch.cuda.mem_get_info(self.device)[0] // 2 if self.device.type == "cuda" else MEMORY
         around = 2 * (overlap + self.multiple)
         tile = math.isqrt(memory // (4 * largest // side**2)) - around
-        return min(LARGEST_TILE, max(tile - tile % 16, 32))
+        return min(LARGEST_TILE, max(tile - tile % 16, SMALLEST_TILE))
 
 
 def shipped(scale: int | None) -> str:
@@ -246,19 +253,21 @@ def load_model(weights: str | Path | None, scale: int | None = None) -> nn.Modul
     """The model of a file, run folder or name; None: the shipped one of a scale.
 
     Raises:
-        InputError: where there is none, or its file is damaged or of another kind of model.
+        InputError: where there is none, or its file is damaged or of another kind of model, or of another scale.
     """
     path = find_weights(weights or shipped(scale))
     model = load_published(path)
-    _facts(model, str(weights))
+    _facts(model, str(weights), scale)
     return model
 
 
-def _facts(model: nn.Module, name: str) -> tuple[int, int]:
-    """Scale and number of channels."""
+def _facts(model: nn.Module, name: str, wanted: int | None) -> tuple[int, int]:
+    """Scale, which must be the wanted one if there is one, and number of channels."""
     scale, channels = getattr(model, "scale", None), getattr(model, "in_channels", 3)
     if not isinstance(scale, int) or not isinstance(channels, int):
         raise InputError(f"{name}: holds a {type(model).__name__}, which is no model that restores pictures")
+    if wanted not in (None, scale):
+        raise InputError(f"{name}: enlarges {scale} times, not {wanted} times; another size is had by predict --outscale")
     return scale, channels
 
 
@@ -345,21 +354,12 @@ def resize_strips(strips: Iterator[Pixels], before: tuple[int, int], after: tupl
     window: Pixels | None = None
     start = done = 0  # first row of the window; rows given out
     for strip in strips:
-        narrow = _weighted(strip, columns, column_weights, axis=1)
+        narrow = weighted_sums(strip, 1, columns, column_weights)
         window = narrow if window is None else np.concatenate([window, narrow])
         ready = int(np.searchsorted(highest, start + len(window)))
         if ready > done:
-            yield _weighted(window, rows[done:ready] - start, row_weights[done:ready], axis=0)
+            yield weighted_sums(window, 0, rows[done:ready] - start, row_weights[done:ready])
             done = ready
             if done < after[0]:
                 dropped = int(needed_from[done]) - start
                 window, start = window[dropped:].copy(), start + dropped
-
-
-def _weighted(image: Pixels, indices: npt.NDArray[np.int64], weights: npt.NDArray[np.float64], *, axis: int) -> Pixels:
-    shape = [1, 1, 1]
-    shape[axis] = len(indices)
-    total = np.zeros(tuple(len(indices) if a == axis else n for a, n in enumerate(image.shape)), np.float32)
-    for tap in range(indices.shape[1]):
-        total += image.take(indices[:, tap], axis=axis) * weights[:, tap].astype(np.float32).reshape(shape)
-    return total

@@ -55,6 +55,17 @@ class StageSettings(BaseModel):
     jpeg: Range = (30.0, 95.0)
 
 
+class SecondStageSettings(StageSettings):
+    """The second stage, which is milder."""
+
+    blur_probability: float = 0.8
+    sigma: Range = (0.2, 1.5)
+    resize_probabilities: tuple[float, float, float] = (0.3, 0.4, 0.3)
+    resize: Range = (0.3, 1.2)
+    gaussian: Range = (1.0, 25.0)
+    poisson: Range = (0.05, 2.5)
+
+
 class DegradationSettings(BaseModel):
     """The published recipe, which these defaults are.
 
@@ -67,14 +78,7 @@ class DegradationSettings(BaseModel):
 
     side: int = 400
     first: StageSettings = StageSettings()
-    second: StageSettings = StageSettings(
-        blur_probability=0.8,
-        sigma=(0.2, 1.5),
-        resize_probabilities=(0.3, 0.4, 0.3),
-        resize=(0.3, 1.2),
-        gaussian=(1.0, 25.0),
-        poisson=(0.05, 2.5),
-    )
+    second: SecondStageSettings = SecondStageSettings()
     final_sinc_probability: float = 0.8
 
 

@@ -101,14 +101,14 @@ def imresize(
     options: dict[str, Any] = {"kernel": kernel, "antialias": antialias, "convention": convention}
     result = image if image.dtype == np.float32 else image.astype(np.float64)
     for axis, (before, after) in enumerate(((height, rows), (width, columns))):
-        result = _along(result, axis, *resize_weights(before, after, scale or after / before, **options))
+        result = weighted_sums(result, axis, *resize_weights(before, after, scale or after / before, **options))
         if convention == "B":
             result = np.floor(result + 0.5).clip(0, np.iinfo(image.dtype).max)
     return result.round().clip(0, np.iinfo(image.dtype).max).astype(image.dtype) if whole else result
 
 
-def _along(image: Array, axis: int, indices: npt.NDArray[np.int64], weights: npt.NDArray[np.float64]) -> Array:
-    """The weighted sums along an axis, a tap at a time: memory stays at twice the output."""
+def weighted_sums(image: Array, axis: int, indices: npt.NDArray[np.int64], weights: npt.NDArray[np.float64]) -> Array:
+    """What `resize_weights` says, along an axis of floats; a tap at a time, so that memory stays at twice the output."""
     shape = [1] * image.ndim
     shape[axis] = -1
     result: Array | None = None

@@ -17,10 +17,10 @@ ORIENTATION, WIDTH, HEIGHT, EXIF, PIXEL_WIDTH, PIXEL_HEIGHT = 274, 256, 257, 346
 STRUCTURE = frozenset(
     [
         *(254, 255, *range(256, 260), 262, 263, 266, 273, *range(277, 285), 292, 293, 296, 297, 301, 317, 318, 319, *range(320, 326)),
-        *(330, *range(332, 337), *range(338, 348), *range(512, 533), 700, 34675),
+        *(330, *range(332, 337), *range(338, 348), *range(512, 533), 700, 34675, 37724),
     ]
 )
-"""Tags of TIFF that describe how the pixels lie in one file, which no other file takes over."""
+"""Tags of TIFF that describe how the pixels (or the layers of a program) lie in one file, which no other file takes over."""
 
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _WORDS = {5: 4, 10: 4}  # of the types that are pairs

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from vsuite.core import create_model, load_weights
+from vsuite.core import create_model
 from vsuite.core.devices import pick_device
 from vsuite.core.errors import InputError
 from vsuite.core.evaluation import Evaluator
@@ -20,10 +20,9 @@ from vsuite.core.training import TrainingDataset, TrainingResult
 from vsuite.core.training import train as run_training
 from vsuite.core.training.processes import first_alone, process_group
 from vsuite.core.training.recipes import resolve
-from vsuite.core.weights import find_weights
+from vsuite.core.training.start import start_from
 from vsuite.restoration.data.patches import BicubicPatches, DegradedPatches, PictureStore, to_picture, to_tensor
 from vsuite.restoration.data.pictures import Picture, list_pictures, read_rgb
-from vsuite.restoration.evaluation import restore
 from vsuite.restoration.losses import PIXEL_LOSSES, PerceptualLoss, load_vgg19
 from vsuite.restoration.metrics import PsnrSsim
 from vsuite.restoration.real_esrgan import RealEsrganDegradation
@@ -102,6 +101,11 @@ class RestorationTask:
         return to_picture(low[0]), high
 
 
+def restore(model: nn.Module, low: Picture, device: torch.device) -> Picture:
+    """A whole picture (H, W, 3) through the model, rounded to 8 bits."""
+    return to_picture(model(to_tensor(low)[None].to(device))[0])
+
+
 def write_comparison(path: Path, images: Sequence[npt.NDArray[np.uint8]], side: int = 160) -> None:
     """Writes the middle squares of pictures of one size beside each other, enlarged twice without smoothing."""
     from PIL import Image
@@ -112,21 +116,6 @@ def write_comparison(path: Path, images: Sequence[npt.NDArray[np.uint8]], side: 
     row = np.concatenate([image[top : top + side, left : left + side] for image in images], axis=1)
     with atomic_path(path) as temporary:
         Image.fromarray(row.repeat(2, axis=0).repeat(2, axis=1)).save(temporary)
-
-
-def start_from(model: nn.Module, source: str | Path, say: Callable[[str], None] = print) -> None:
-    """Fills a model from other weights; what they lack (the second enlargement of x4 from x2, say) stays as initialised.
-
-    Raises:
-        InputError: where names are left over, or hardly any fit: the weights are of another model.
-    """
-    path = find_weights(source)
-    report = load_weights(model, path, strict=False)
-    fresh = sorted({*report.missing, *report.mismatched})
-    if report.unexpected or len(report.loaded) < len(fresh):
-        raise InputError(f"{path}: does not fit {type(model).__name__}: {report.problems()}")
-    if fresh:
-        say(f"{path}: {len(report.loaded)} tensors loaded; new and left as initialised: {', '.join(fresh)}")
 
 
 def scale_of(settings: RunSettings) -> int:

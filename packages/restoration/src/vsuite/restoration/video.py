@@ -15,10 +15,11 @@ import numpy as np
 
 from vsuite.core.errors import InputError
 from vsuite.core.files import atomic_path
-from vsuite.restoration.images import Pixels, open_image
+from vsuite.restoration.images import Pixels, has_alpha, open_image
 from vsuite.restoration.inference import FinalSize, Restorer
 
 SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
+MATRICES = {"bt709": "bt709", "smpte170m": "bt601", "bt470bg": "bt601", "bt2020nc": "bt2020"}  # as streams, and as its filters call them
 ANIMATED_FORMATS = {".gif": "GIF", ".webp": "WEBP", ".png": "PNG"}
 CODECS = {".webm": ("-c:v", "libvpx-vp9", "-crf", "18", "-b:v", "0")}
 H264 = ("-c:v", "libx264", "-crf", "16", "-preset", "medium")
@@ -35,14 +36,14 @@ class Stream:
         width, height: as shown, after the rotation that a phone notes.
         rate: frames a second, a fraction such as "30000/1001".
         frames: about how many there are; None where the file does not say.
-        hd: its colours are of BT.709, as it says, or as its size lets expect.
+        colours: names of matrix, primaries and transfer, as the file says, or as its size lets expect.
     """
 
     width: int
     height: int
     rate: str
     frames: int | None
-    hd: bool
+    colours: tuple[str, str, str]
 
 
 def find_ffmpeg() -> str:
@@ -60,7 +61,7 @@ def find_ffmpeg() -> str:
 
 def read_stream(path: str | Path, ffmpeg: str) -> Stream:
     """Size and rate of a video, found by decoding its first frame; raises `InputError` for what ffmpeg cannot decode."""
-    command = [ffmpeg, "-nostdin", "-i", str(path), "-map", "0:v:0", "-frames:v", "1", "-f", "yuv4mpegpipe", "-pix_fmt", "yuv444p", "-"]
+    command = [ffmpeg, "-nostdin", "-i", _named(path), "-map", "0:v:0", "-frames:v", "1", "-f", "yuv4mpegpipe", "-pix_fmt", "yuv444p", "-"]
     done = subprocess.run(command, capture_output=True, check=False)
     header = re.match(rb"YUV4MPEG2 W(\d+) H(\d+) F(\d+):(\d+)", done.stdout)
     said = done.stderr.decode("utf-8", "replace")
@@ -69,9 +70,23 @@ def read_stream(path: str | Path, ffmpeg: str) -> Stream:
     width, height, over, under = map(int, header.groups())
     length = re.search(r"Duration: (\d+):(\d+):([\d.]+)", said)
     seconds = None if length is None else 3600 * int(length[1]) + 60 * int(length[2]) + float(length[3])
-    tagged = re.search(r"Video: [^\n]*\((?:tv|pc)?,? ?(bt709|smpte170m|bt470bg|bt2020nc)", said)
-    hd = tagged[1] == "bt709" if tagged else height >= 720
-    return Stream(width, height, f"{over}/{under}", None if seconds is None else max(1, round(seconds * over / under)), hd)
+    frames = None if seconds is None else max(1, round(seconds * over / under))
+    return Stream(width, height, f"{over}/{under}", frames, _colours(said, height))
+
+
+def _colours(said: str, height: int) -> tuple[str, str, str]:
+    """Matrix, primaries and transfer from what ffmpeg says of a video: "yuv420p(tv, bt709)", or "(tv, bt2020nc/bt2020/smpte2084)"."""
+    usual = "bt709" if height >= 720 else "smpte170m"
+    found = re.search(rf"Video: [^\n]*\((?:tv, |pc, )?({'|'.join(MATRICES)})(?:/([\w-]+)/([\w-]+))?", said)
+    if found is None:
+        return usual, usual, usual
+    primaries, transfer = (usual if name in ("unknown", "reserved") else name or found[1] for name in found.groups()[1:])
+    return found[1], primaries, transfer
+
+
+def _named(path: str | Path) -> str:
+    """A path for ffmpeg, which takes "12:30.mp4" for the name of a protocol."""
+    return f"file:{path}"
 
 
 def _reason(said: str) -> str:
@@ -89,7 +104,7 @@ def restore_video(
     *,
     progress: Progress = lambda done, total: None,
 ) -> Path:
-    """Restores every frame. Rate, sound (copied as it is, where the format takes it) and metadata are kept.
+    """Restores every frame. Rate, colour tags, sound (copied, or encoded anew where the format changes) and metadata are kept.
 
     Frames are restored one by one, so fine structures may flicker.
 
@@ -117,7 +132,8 @@ def restore_video(
             encoder.stdin.close()
             failed = encoder.wait() != 0
         except BrokenPipeError:
-            failed = encoder.wait() != 0 or True
+            encoder.wait()
+            failed = True
         finally:
             if encoder.poll() is None:
                 encoder.kill()
@@ -130,19 +146,20 @@ def restore_video(
 
 def _encode(ffmpeg: str, source: Path, output: Path, stream: Stream, width: int, height: int) -> list[str]:
     frames = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-framerate", stream.rate, "-i", "-"]
-    matrix = "bt709" if stream.hd or height >= 720 else "smpte170m"
-    even = f"pad=ceil(iw/2)*2:ceil(ih/2)*2,scale=out_color_matrix={'bt709' if matrix == 'bt709' else 'bt601'}:out_range=tv"
-    colours = ["-colorspace", matrix, "-color_primaries", matrix, "-color_trc", matrix, "-color_range", "tv"]
-    codec = CODECS.get(output.suffix.lower(), H264)
-    sound = ["-map", "0:v", "-map", "1:a?", "-c:a", "copy", "-map_metadata", "1"]
-    start = [ffmpeg, "-nostdin", "-y", *frames, "-i", str(source)]
-    return [*start, *sound, "-vf", even, *codec, "-pix_fmt", "yuv420p", *colours, str(output)]
+    matrix, primaries, transfer = stream.colours
+    even = f"pad=ceil(iw/2)*2:ceil(ih/2)*2,scale=out_color_matrix={MATRICES[matrix]}:out_range=tv"
+    tags = f"setparams=colorspace={matrix}:color_primaries={primaries}:color_trc={transfer}"
+    suffix = output.suffix.lower()
+    sound = "copy" if suffix == source.suffix.lower() else "libopus" if suffix == ".webm" else "aac"
+    kept = ["-map", "0:v", "-map", "1:a?", "-c:a", sound, "-map_metadata", "1"]
+    start = [ffmpeg, "-nostdin", "-y", *frames, "-i", _named(source)]
+    return [*start, *kept, "-vf", f"{even},{tags}", *CODECS.get(suffix, H264), "-pix_fmt", "yuv420p", _named(output)]
 
 
 def _frames(ffmpeg: str, source: Path, stream: Stream) -> Iterator[Pixels]:
     """Every frame, (H, W, 3), uint8, at the stream's constant rate."""
-    matrix = f"scale=in_color_matrix={'bt709' if stream.hd else 'bt601'}"
-    command = [ffmpeg, "-nostdin", "-v", "error", "-i", str(source), "-map", "0:v:0", "-vf", matrix, "-r", stream.rate]
+    matrix = f"scale=in_color_matrix={MATRICES[stream.colours[0]]}"
+    command = [ffmpeg, "-nostdin", "-v", "error", "-i", _named(source), "-map", "0:v:0", "-vf", matrix, "-r", stream.rate]
     with tempfile.TemporaryFile() as said:
         decoder = subprocess.Popen([*command, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"], stdout=subprocess.PIPE, stderr=said)
         assert decoder.stdout is not None
@@ -169,13 +186,17 @@ def restore_animation(
     source: str | Path,
     output: str | Path,
     size: FinalSize | None = None,
+    *,
     quality: int = 95,
+    strip: bool = False,
     progress: Progress = lambda done, total: None,
 ) -> Path:
-    """Restores every frame of an animated GIF, WebP or PNG; times and repeats are kept.
+    """Restores every frame of an animated GIF, WebP or PNG; times, repeats and the colour profile are kept.
 
     Args:
         output: .gif, .webp or .png. In a GIF, transparency is all or nothing.
+        quality: of WebP.
+        strip: drop the colour profile.
 
     Raises:
         InputError: for a damaged file, and another format of the output.
@@ -190,7 +211,7 @@ def restore_animation(
         from PIL import Image, ImageSequence
 
         for index, frame in enumerate(ImageSequence.Iterator(image)):
-            pixels = np.asarray(frame.convert("RGBA" if _has_alpha(frame) else "RGB"))
+            pixels = np.asarray(frame.convert("RGBA" if has_alpha(frame) else "RGB"))
             found = restorer.restore(pixels, size)
             if name == "GIF" and found.shape[2] == 4:
                 found[..., 3] = np.where(found[..., 3] < 128, 0, 255)
@@ -199,9 +220,11 @@ def restore_animation(
             yield Image.fromarray(found)
 
     with open_image(source) as image:
-        loop = image.info.get("loop")
+        loop, profile = image.info.get("loop"), image.info.get("icc_profile")
         whole = list(frames(image))
     options: dict[str, Any] = {"duration": times} | ({} if loop is None and name == "GIF" else {"loop": loop or 0})
+    if profile and not strip and name != "GIF":
+        options["icc_profile"] = profile
     if name == "WEBP":
         options |= {"quality": quality, "exact": True}
     if name == "GIF":
@@ -209,7 +232,3 @@ def restore_animation(
     with atomic_path(output) as temporary, temporary.open("wb") as file:
         whole[0].save(file, name, save_all=True, append_images=whole[1:], **options)
     return output
-
-
-def _has_alpha(frame: Any) -> bool:
-    return frame.mode in ("RGBA", "LA", "PA") or "transparency" in frame.info

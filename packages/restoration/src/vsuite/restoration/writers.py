@@ -8,6 +8,7 @@ import struct
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Protocol
 
@@ -17,12 +18,12 @@ import numpy.typing as npt
 from vsuite.core.errors import InputError
 from vsuite.core.files import atomic_path
 from vsuite.restoration.images import Metadata, Pixels
-from vsuite.restoration.tags import exif_block, long, pack_tags, ratio, short
+from vsuite.restoration.tags import STRUCTURE, exif_block, long, pack_tags, ratio, short
 
 SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".tif": "TIFF", ".tiff": "TIFF", ".bmp": "BMP"}
 WITH_ALPHA = ("PNG", "WEBP", "TIFF")
 WITH_16_BITS = ("PNG", "TIFF")
-LONGEST_SIDE = {"JPEG": 65535, "WEBP": 16383}
+LONGEST_SIDE = {"JPEG": 65535, "WEBP": 16383, "PNG": 2**31 - 1, "TIFF": 2**32 - 1, "BMP": 2**31 - 1}
 BLOCK = 64  # rows that are encoded together; for JPEG a multiple of 64
 IN_MEMORY = 1 << 28  # bytes up to which a picture that must be whole stays off the disk
 
@@ -62,11 +63,13 @@ def write_picture(
         InputError: for what the format cannot hold (see `check_format`), and where nothing can be written.
     """
     path, dtype = Path(path), np.dtype(dtype)
-    name = check_format(path, size, channels, dtype)
+    name, metadata = check_format(path, size, channels, dtype), metadata or Metadata()
     repeated = name == "TIFF" and channels == 2 and dtype == np.uint16  # which other programs cannot read
+    if (repeated or (name == "WEBP" and channels < 3)) and metadata.icc[16:20] == b"GRAY":
+        metadata = replace(metadata, icc=b"")  # grey becomes colours there
     channels = 4 if repeated else channels
     with atomic_path(path) as temporary, temporary.open("wb") as file:
-        writer = _open(file, name, size, channels, dtype, metadata or Metadata(), quality)
+        writer = _open(file, name, size, channels, dtype, metadata, quality)
         with contextlib.closing(_Blocks(writer, size[0])) as blocks:
             for strip in strips:
                 blocks.write(strip[..., [0, 0, 0, 1]] if repeated else strip)
@@ -81,8 +84,9 @@ def check_format(path: str | Path, size: tuple[int, int], channels: int, dtype: 
         raise InputError(f"{path}: {name} holds no transparency; {', '.join(WITH_ALPHA)} do")
     if np.dtype(dtype) == np.uint16 and name not in WITH_16_BITS:
         raise InputError(f"{path}: {name} holds 8 bits; {' and '.join(WITH_16_BITS)} hold 16")
-    if max(size) > LONGEST_SIDE.get(name, 1 << 31):
-        raise InputError(f"{path}: {size[1]} x {size[0]} is more than {name} can hold ({LONGEST_SIDE[name]} a side); use PNG or TIFF")
+    if max(size) > LONGEST_SIDE[name]:
+        instead = "; use PNG or TIFF" if name in ("JPEG", "WEBP") else ""
+        raise InputError(f"{path}: {size[1]} x {size[0]} is more than {name} can hold ({LONGEST_SIDE[name]} a side){instead}")
     return name
 
 
@@ -203,7 +207,7 @@ class TiffWriter:
         height, width = self.size
         offsets, counts = zip(*self.strips, strict=True)
         wide = 16, len(offsets), struct.pack(f"<{len(offsets)}Q", *offsets)
-        tags = self.metadata.tags | {
+        tags = {tag: value for tag, value in self.metadata.tags.items() if tag not in STRUCTURE} | {
             256: long(width),
             257: long(height),
             258: short(*[self.bits] * self.channels),

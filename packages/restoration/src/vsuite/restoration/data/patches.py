@@ -7,6 +7,7 @@ set larger than memory still works.
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -26,8 +27,9 @@ class PictureStore:
     """The high-resolution pictures of a training set in 8 bits, beside their low-resolution versions.
 
     Args:
-        folder: where they are kept as arrays (3 bytes a pixel); one that is there already is not made again. None keeps nothing, and
-            reads each picture anew whenever it is needed: for data sets too large to be kept.
+        folder: where they are kept as arrays (3 bytes a pixel); one that is there already is not made again, unless the file or
+            what follows here has changed. None keeps nothing, and reads each picture anew whenever it is needed: for data sets too
+            large to be kept.
         pictures: files of the high-resolution pictures.
         scale: of the pairs.
         smallest: shortest side (high resolution) that can be trained on.
@@ -47,6 +49,8 @@ class PictureStore:
     ) -> None:
         self.folder, self.pictures, self.scale = folder, list(pictures), scale
         self.smallest, self.convention, self.enlarge = smallest, convention, enlarge
+        made_as = (scale, convention, smallest if enlarge else 0)
+        self.kept = [] if folder is None else [folder / _digest(path, made_as) for path in self.pictures]
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -57,24 +61,22 @@ class PictureStore:
         Raises:
             InputError: for a file that cannot be read, and a picture smaller than a patch.
         """
-        if self.folder is None:
-            return
-        for index in range(len(self)):
-            if _file(self.folder, index, "high").exists():
+        for index, kept in enumerate(self.kept):
+            if _file(kept, "high").exists():
                 continue
             low, high = self._make(index)
             if low is not None:
-                _write(_file(self.folder, index, "low"), low)
-            _write(_file(self.folder, index, "high"), high)  # last: it stands for both
+                _write(_file(kept, "low"), low)
+            _write(_file(kept, "high"), high)  # last: it stands for both
 
     def high(self, index: int) -> Picture:
         """A picture in high resolution."""
-        return self._make(index)[1] if self.folder is None else _mapped(_file(self.folder, index, "high"))
+        return self._make(index)[1] if self.folder is None else _mapped(_file(self.kept[index], "high"))
 
     def pair(self, index: int) -> tuple[Picture, Picture]:
         """A picture in low and high resolution."""
         if self.folder is not None:
-            return _mapped(_file(self.folder, index, "low")), self.high(index)
+            return _mapped(_file(self.kept[index], "low")), self.high(index)
         low, high = self._make(index)
         assert low is not None
         return low, high
@@ -95,8 +97,14 @@ class PictureStore:
         return to_picture(F.interpolate(to_tensor(image)[None], size=size, mode="bilinear", align_corners=False)[0])
 
 
-def _file(folder: Path, index: int, kind: str) -> Path:
-    return folder / f"{index:06d}-{kind}.npy"
+def _digest(picture: Path, made_as: object) -> str:
+    """Stands for a picture file as it is now, and for what is made of it."""
+    state = picture.stat()
+    return hashlib.sha1(repr((str(picture.resolve()), state.st_size, state.st_mtime_ns, made_as)).encode()).hexdigest()[:20]
+
+
+def _file(kept: Path, kind: str) -> Path:
+    return kept.with_name(f"{kept.name}-{kind}.npy")
 
 
 def _write(path: Path, image: Picture) -> None:

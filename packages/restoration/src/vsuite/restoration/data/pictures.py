@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from vsuite.core.errors import InputError
+from vsuite.restoration.images import read_picture
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 
@@ -28,28 +28,26 @@ def list_pictures(sources: str | Path | Sequence[str | Path]) -> list[Path]:
         path = Path(source)
         if not path.exists():
             raise InputError(f"{path}: no such folder of pictures")
-        inside = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+        inside = [path] if path.is_file() else sorted(file for file in path.rglob("*") if _is_picture(file))
         if not inside:
             raise InputError(f"{path}: holds no pictures ({', '.join(SUFFIXES)})")
         found += inside
     return found
 
 
+def _is_picture(file: Path) -> bool:
+    """By its name; hidden files are what other programs leave behind."""
+    return file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and file.is_file()
+
+
 def read_rgb(path: str | Path) -> Picture:
     """A picture as 8-bit RGB, turned as its EXIF orientation says; transparency is dropped.
 
     Raises:
-        InputError: for a file that is no picture, damaged or truncated.
+        InputError: see `read_picture`.
     """
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(path) as file:
-            turned: Any = ImageOps.exif_transpose(file)
-            if turned.mode.startswith("I"):  # 16 bit, which Pillow's own conversion would clip
-                turned = Image.fromarray((np.asarray(turned).astype(np.float64) / 257).round().clip(0, 255).astype(np.uint8))
-            return np.asarray(turned.convert("RGB"))
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: cannot be read as a picture: {' '.join(str(error).split())}") from error
+    pixels = read_picture(path).pixels
+    colours = pixels[..., :3] if pixels.shape[2] > 2 else pixels[..., :1].repeat(3, axis=2)
+    if colours.dtype == np.uint16:
+        return np.rint(colours / 257).astype(np.uint8)
+    return np.ascontiguousarray(colours)
