@@ -1,0 +1,227 @@
+"""Predicting files: what was asked is checked first, and one bad file does not stop the others."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from vsuite.core.errors import InputError
+from vsuite.core.files import atomic_path, write_text
+from vsuite.core.terminal import console
+from vsuite.pointcloud.data import boxes_io
+from vsuite.pointcloud.data.boxes_io import NOTHING, Boxes
+from vsuite.pointcloud.data.clouds import PointCloud, check_sweep, is_cloud, list_clouds, read_cloud, write_cloud
+from vsuite.pointcloud.inference import Predictor, named
+from vsuite.pointcloud.viewer.scene import Scene
+
+SHAPES_AT_ONCE = 16
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What is written.
+
+    Attributes:
+        folder: where results go.
+        formats: of boxes: "json" (boxes.json), "kitti" (kitti/NAME.txt in the lidar's frame) and "nuscenes" (nuscenes.json).
+        threshold: lowest score of a box.
+        pictures: draw each sweep from above.
+        page: a page with sweeps and boxes in 3D, or None.
+        overwrite: replace results that are there.
+    """
+
+    folder: Path
+    formats: tuple[str, ...] = ("json",)
+    threshold: float = 0.3
+    pictures: bool = True
+    page: Path | None = None
+    overwrite: bool = False
+
+
+@dataclass
+class Summary:
+    """What became of a batch: a line for each result, how many there are, and what is wrong with the files that failed."""
+
+    lines: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+
+    @property
+    def count(self) -> int:
+        return len(self.lines)
+
+
+def find_clouds(inputs: Sequence[str | Path]) -> list[Path]:
+    """The point clouds in files, folders (with their sub-folders) and patterns such as "sweeps/*.bin".
+
+    Raises:
+        InputError: for what does not exist, and folders and patterns without point clouds.
+    """
+    found: list[Path] = []
+    for given in inputs:
+        path = Path(given)
+        if path.is_dir():
+            found += list_clouds(path)
+        elif path.exists():
+            found.append(path)
+        else:
+            matches = [Path(name) for name in sorted(glob.glob(str(given), recursive=True)) if is_cloud(Path(name))]
+            if not matches:
+                raise InputError(f"{given}: no such file or folder, and no file matches it")
+            found += matches
+    return list(dict.fromkeys(found))
+
+
+def name_of(path: Path) -> str:
+    """A cloud's name: its file's without the endings, such as "lidar_top_0" of lidar_top_0.pcd.bin."""
+    return path.name.removesuffix("".join(path.suffixes[-2:])) if path.name.endswith(".pcd.bin") else path.stem
+
+
+def predict_files(
+    predictor: Predictor,
+    inputs: Sequence[str | Path],
+    outputs: Outputs,
+    *,
+    columns: Sequence[str] | None = None,
+    category: str | None = None,
+) -> Summary:
+    """Predicts every file, and writes what its task gives: boxes, classes, or labels of points.
+
+    Args:
+        columns: of files that do not name them. category: the class of the shapes, for their parts.
+
+    Raises:
+        InputError: where inputs are missing, two have one name, or results are there already: before anything is computed.
+    """
+    paths = find_clouds(inputs)
+    names = [name_of(path) for path in paths]
+    doubled = next((name for name in names if names.count(name) > 1), None)
+    if doubled is not None:
+        raise InputError(f"two inputs are called {doubled!r}, and their results would be too; predict them into different folders")
+    if outputs.folder.is_file():
+        raise InputError(f"{outputs.folder}: is a file; --out names a folder")
+    work = {"detect": _detect, "classify": _classify, "parts": _label_parts}[predictor.note.task]
+    return work(predictor, dict(zip(names, paths, strict=True)), outputs, columns, category)
+
+
+def _refuse_existing(path: Path, outputs: Outputs) -> None:
+    if path.exists() and not outputs.overwrite:
+        raise InputError(f"{path}: exists; --overwrite replaces it")
+
+
+def _detect(predictor: Predictor, paths: dict[str, Path], outputs: Outputs, columns: Sequence[str] | None, category: str | None) -> Summary:
+    targets = {"json": outputs.folder / "boxes.json", "kitti": outputs.folder / "kitti", "nuscenes": outputs.folder / "nuscenes.json"}
+    for name in outputs.formats:
+        _refuse_existing(targets[name], outputs)
+    if outputs.page is not None:
+        _refuse_existing(outputs.page, outputs)
+    summary, frames, shown = Summary(), {}, []
+    with console(stderr=True).status("") as status:
+        for number, (name, path) in enumerate(paths.items(), 1):
+            status.update(f"{number} of {len(paths)}: {name}")
+            try:
+                cloud = read_cloud(path, columns=columns)
+                check_sweep(cloud)
+                frames[name] = named(predictor.detect(cloud, score_threshold=outputs.threshold), predictor.note.classes)
+            except InputError as error:
+                summary.failed.append(str(error))
+                continue
+            summary.lines.append(f"{path}: {counts_of(frames[name].names)}")
+            scene = scene_of(name, cloud, frames[name])
+            if outputs.pictures:
+                _write_picture(outputs.folder / f"{name}.png", scene)
+            if outputs.page is not None:
+                shown.append(scene)
+    if frames:
+        writers = {"json": boxes_io.write_json, "kitti": boxes_io.write_kitti, "nuscenes": boxes_io.write_nuscenes}
+        for name in outputs.formats:
+            writers[name](targets[name], frames)  # type: ignore[operator]
+    if shown:
+        from vsuite.pointcloud.viewer.page import save_page
+
+        assert outputs.page is not None
+        save_page(shown, outputs.page)
+    return summary
+
+
+def counts_of(names: Sequence[str]) -> str:
+    """ "3 Car, 1 Cyclist"."""
+    return ", ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(names)) or "nothing found"
+
+
+def scene_of(name: str, cloud: PointCloud, found: Boxes = NOTHING, truth: Boxes = NOTHING) -> Scene:
+    """A cloud with the boxes that were found in it, and the true ones, for the viewer."""
+    return Scene(
+        name,
+        cloud.points,
+        dict(cloud.columns),
+        boxes=found.boxes,
+        box_labels=found.names,
+        box_scores=found.scores,
+        truth_boxes=truth.boxes,
+        truth_labels=truth.names,
+        label_names=cloud.class_names,
+    )
+
+
+def _write_picture(path: Path, scene: Scene) -> None:
+    from PIL import Image
+
+    from vsuite.pointcloud.viewer.picture import bird_eye
+
+    drawn = bird_eye(scene.points, found=scene.boxes, found_labels=scene.box_labels, scores=scene.box_scores, size=(1000, 1000))
+    with atomic_path(path) as temporary:
+        Image.fromarray(drawn).save(temporary)
+
+
+def _classify(
+    predictor: Predictor, paths: dict[str, Path], outputs: Outputs, columns: Sequence[str] | None, category: str | None
+) -> Summary:
+    target = outputs.folder / "classes.csv"
+    _refuse_existing(target, outputs)
+    summary, classes = Summary(), predictor.note.classes
+    rows = [",".join(["file", "class", "probability", *map(_quoted, classes)])]
+    for start in range(0, len(paths), SHAPES_AT_ONCE):
+        clouds = []
+        for path in list(paths.values())[start : start + SHAPES_AT_ONCE]:
+            try:
+                cloud = read_cloud(path, columns=columns)
+                predictor.check_shape(cloud)
+                clouds.append(cloud)
+            except InputError as error:
+                summary.failed.append(str(error))
+        for cloud, scores in zip(clouds, predictor.classify(clouds) if clouds else (), strict=True):
+            best = int(scores.argmax())
+            summary.lines.append(f"{cloud.path}: {classes[best]} ({100 * scores[best]:.0f} %)")
+            rows.append(",".join([_quoted(str(cloud.path)), _quoted(classes[best]), f"{scores[best]:.6f}", *(f"{s:.6f}" for s in scores)]))
+    if summary.lines:
+        write_text(target, "\n".join(rows) + "\n")
+    return summary
+
+
+def _quoted(text: str) -> str:
+    return f'"{text.replace(chr(34), 2 * chr(34))}"' if set(text) & set(',"\n') else text
+
+
+def _label_parts(
+    predictor: Predictor, paths: dict[str, Path], outputs: Outputs, columns: Sequence[str] | None, category: str | None
+) -> Summary:
+    if category is None:
+        raise InputError(f"--category says what the shapes are; the model knows {', '.join(predictor.note.classes)}")
+    targets = {name: outputs.folder / f"{name}.ply" for name in paths}
+    for target in targets.values():
+        _refuse_existing(target, outputs)
+    summary = Summary()
+    for name, path in paths.items():
+        try:
+            cloud = read_cloud(path, columns=columns)
+            labels = predictor.label_parts(cloud, category)
+        except InputError as error:
+            summary.failed.append(str(error))
+            continue
+        write_cloud(targets[name], PointCloud(cloud.points, cloud.columns | {"label": labels.astype(np.int32)}))
+        summary.lines.append(f"{path} -> {targets[name]}: parts {', '.join(map(str, np.unique(labels)))}")
+    return summary

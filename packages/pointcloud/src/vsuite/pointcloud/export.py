@@ -1,0 +1,85 @@
+"""Models for other programs: ONNX, checked with onnxruntime, and weights under the authors' names."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from vsuite.core import InputError, save_weights
+from vsuite.core.files import atomic_path
+from vsuite.pointcloud.inference import SHIPPED, load_model
+from vsuite.pointcloud.models.flatformer import FlatFormer
+from vsuite.pointcloud.settings import Task
+
+TOLERANCE = 1e-3
+"""Largest difference allowed between the file and the model."""
+
+
+def export_onnx(weights: str | Path | None, out: str | Path, *, task: Task | None = None) -> str:
+    """Writes what can be a graph: a classifier of shapes whole, of a detector with pillars the encoder, sorting and all.
+
+    The file appears only once onnxruntime has given the model's output.
+
+    Args:
+        weights: file, run folder or name; None takes the shipped ones of the task.
+        out: ends in .onnx.
+
+    Returns:
+        A line about what was written.
+
+    Raises:
+        InputError: if packages are missing, for models that cannot be exported, and if the file's output differs by more than `TOLERANCE`.
+    """
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError(f'ONNX needs {", ".join(missing)}: pip install "vsuite-pointcloud[export]"')
+    out = _checked(out, (".onnx",))
+    model, note = load_model(weights or SHIPPED[task or "detect"])
+    if note.task == "detect":
+        encoder = getattr(model, "middle_encoder", None)
+        if not isinstance(encoder, FlatFormer):
+            raise InputError(f"{weights}: sparse convolution has no form in ONNX; of the detectors FlatFormer's encoder is exported")
+        from vsuite.pointcloud.models.flatformer_graph import export_encoder
+
+        difference = export_encoder(encoder, out)
+        return f"{out}: the encoder, from voxel features and coordinates to the map; differs from the model by at most {difference:.1e}"
+    if note.task == "parts":
+        raise InputError(f"{weights}: part segmentation is not exported so far; classifiers and detectors are")
+    return f"{out}: differs from the model by at most {_export_classifier(model, out, note.points):.1e}"
+
+
+def _export_classifier(model: nn.Module, out: Path, points: int) -> float:
+    generator = torch.Generator().manual_seed(0)
+    clouds = torch.rand(2, points, 3, generator=generator) * 2 - 1
+    clouds = clouds / clouds.norm(dim=-1).amax(dim=1)[:, None, None]
+    program = torch.onnx.export(model, (clouds,), input_names=["points"], output_names=["logits"], dynamo=True, verbose=False)
+    assert program is not None
+    with atomic_path(out) as temporary:
+        import onnxruntime
+
+        program.save(temporary)
+        session = onnxruntime.InferenceSession(temporary, providers=["CPUExecutionProvider"])
+        with torch.inference_mode():
+            (found,), wanted = session.run(None, {"points": clouds.numpy()}), model(clouds)
+        difference = float((torch.from_numpy(found) - wanted).abs().max())
+        if not difference <= TOLERANCE:
+            raise InputError(f"{out}: not written, as its output differs from the model's by {difference:.1e}")
+    return difference
+
+
+def export_published(weights: str | Path | None, out: str | Path, *, task: Task | None = None) -> str:
+    """Writes weights under the names of the published checkpoint, as .pth or .safetensors."""
+    out = _checked(out, (".pth", ".safetensors"))
+    model, _ = load_model(weights or SHIPPED[task or "detect"])
+    save_weights(model, out, published=True)
+    return f"{out}: in the published layout"
+
+
+def _checked(out: str | Path, suffixes: tuple[str, ...]) -> Path:
+    path = Path(out)
+    if path.suffix not in suffixes:
+        raise InputError(f"{path}: its name must end in {' or '.join(suffixes)}")
+    return path

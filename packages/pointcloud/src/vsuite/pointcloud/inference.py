@@ -1,0 +1,212 @@
+"""Loaded models that answer: boxes in sweeps, classes of shapes, parts of shapes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pydantic
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from vsuite.core.devices import pick_device
+from vsuite.core.errors import InputError, unknown
+from vsuite.core.optimize import optimize_for_inference
+from vsuite.core.weights import find_weights, load_published, read_metadata
+from vsuite.pointcloud.boxes import Detections
+from vsuite.pointcloud.data.boxes_io import Boxes
+from vsuite.pointcloud.data.clouds import PointCloud, read_cloud
+from vsuite.pointcloud.metrics.shapes import limit_to_parts
+from vsuite.pointcloud.settings import Task
+from vsuite.pointcloud.voting import vote
+
+Precision = Literal["fp32", "bf16", "fp16"]
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+SHIPPED = {"detect": "flatformer_streets", "classify": "gpsformer_solids"}
+NOTE = "pointcloud"  # key of the note in a weights file
+
+
+class ModelNote(BaseModel):
+    """What a weights file says beside the weights: what goes in, and what comes out.
+
+    Attributes:
+        task: see `RecipeSettings`.
+        classes: names, in the order of the outputs.
+        columns, column_scales, tanh: see `SweepSettings`.
+        points, normalise: see `ShapeSettings`. parts: of each class, for the task "parts".
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    task: Task
+    classes: list[str] = Field(min_length=1)
+    columns: list[str] = []
+    column_scales: dict[str, float] = {}
+    tanh: list[str] = []
+    points: int = 1024
+    normalise: bool = True
+    parts: list[list[int]] = []
+
+    def sweep(self, cloud: PointCloud) -> Tensor:
+        """The network's input of a sweep: P, 3 + len(columns), float32.
+
+        Raises:
+            InputError: where the cloud lacks a column.
+        """
+        parts = [cloud.points]
+        for name in self.columns:
+            if name not in cloud.columns:
+                raise InputError(f"{cloud.path or 'the cloud'}: lacks the column {name!r}, which this model reads; it has {_names(cloud)}")
+            values = cloud.columns[name].astype(np.float32)[:, None] / np.float32(self.column_scales.get(name, 1.0))
+            parts.append(np.tanh(values) if name in self.tanh else values)
+        return torch.from_numpy(np.ascontiguousarray(np.concatenate(parts, axis=1), dtype=np.float32))
+
+    def shape(self, points: NDArray[np.float32]) -> Tensor:
+        """The network's input of a shape: `points` x 3.
+
+        Raises:
+            InputError: for fewer than 8 points, and where all of them are one.
+        """
+        return torch.from_numpy(np.ascontiguousarray(self.normalised(points[self.chosen(points)]), np.float32))
+
+    def chosen(self, points: NDArray[np.float32]) -> NDArray[np.int64]:
+        """Rows of the points that the network reads: the first ones; fewer are repeated."""
+        if len(points) < 8:
+            raise InputError(f"{len(points)} points are too few for a shape; 8 or more are needed")
+        return np.arange(self.points) % len(points)
+
+    def normalised(self, points: NDArray[np.float32]) -> NDArray[np.float32]:
+        return unit_sphere(points) if self.normalise else points
+
+
+def _names(cloud: PointCloud) -> str:
+    return ", ".join(["x", "y", "z", *cloud.columns])
+
+
+def unit_sphere(points: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Centred at the mean, the farthest point at distance 1; raises `InputError` where all points are one."""
+    centred = points - points.mean(axis=0, dtype=np.float64)
+    radius = np.sqrt((centred**2).sum(axis=1).max())
+    if radius == 0:
+        raise InputError(f"all {len(points)} points lie in one place")
+    return np.ascontiguousarray(centred / radius, dtype=np.float32)
+
+
+def load_model(source: str | Path) -> tuple[nn.Module, ModelNote]:
+    """The network of a weights file, run folder or name of shipped weights, and its note.
+
+    Raises:
+        InputError: for files that are no weights of a model of this package, or say nothing about their classes.
+    """
+    path = find_weights(source)
+    note = read_metadata(path).get(NOTE)
+    if note is None:
+        raise InputError(f"{path}: does not say what its outputs mean; it is no file that `vsuite-pointcloud train` saved")
+    try:
+        return load_published(path).eval(), ModelNote.model_validate(note)
+    except pydantic.ValidationError as error:
+        raise InputError(f"{path}: its note on the classes is damaged: {error.errors()[0]['msg']}") from error
+
+
+def named(found: Detections, classes: Sequence[str]) -> Boxes:
+    """A model's detections with the names of their classes."""
+    return Boxes(found.boxes.numpy(), [classes[label] for label in found.labels.tolist()], found.scores.numpy())
+
+
+class Predictor:
+    """A model kept in memory for any number of clouds.
+
+    Args:
+        source: weights that `vsuite-pointcloud train` saved, a run folder, or the name of shipped ones; None takes those of the task.
+        task: what the weights must be for; None accepts any.
+        device: "cpu", "cuda" or "cuda:N"; "auto" or None takes a GPU where there is one.
+        precision: "fp32", or "bf16" / "fp16" for autocast.
+
+    Raises:
+        InputError: for files that are no weights of this package, and weights for another task.
+    """
+
+    def __init__(
+        self,
+        source: str | Path | None = None,
+        *,
+        task: Task | None = None,
+        device: str | torch.device | None = None,
+        precision: Precision = "fp32",
+    ) -> None:
+        if precision not in get_args(Precision):
+            raise unknown("precision", precision, get_args(Precision))
+        self.source = str(source or SHIPPED.get(task or "detect", ""))
+        network, self.note = load_model(self.source)
+        if task is not None and task != self.note.task:
+            raise InputError(f"{self.source}: is for the task {self.note.task!r}, not {task!r}")
+        self.device, self.precision = pick_device(device), precision
+        self.model: Any = optimize_for_inference(network).to(self.device)
+
+    def detect(self, cloud: PointCloud | str | Path, *, score_threshold: float = 0.1) -> Detections:
+        """Boxes of one sweep, on the CPU, the surest first.
+
+        Raises:
+            InputError: for clouds that cannot be used, and weights for another task.
+        """
+        self._require("detect")
+        sweep = self.note.sweep(_read(cloud)).to(self.device)
+        with torch.inference_mode(), self._autocast():
+            (found,) = self.model.predict([sweep], score_threshold=score_threshold)
+        order = found.scores.argsort(descending=True, stable=True)
+        return Detections(found.boxes[order].cpu(), found.scores[order].cpu(), found.labels[order].cpu())
+
+    def classify(self, clouds: Sequence[PointCloud | str | Path], *, votes: int = 1) -> NDArray[np.float32]:
+        """Probabilities of shapes: N, classes; the mean over `votes` scaled copies of each (see `voting.vote`).
+
+        Raises:
+            InputError: for clouds that cannot be used (which, and why), and weights for another task.
+        """
+        self._require("classify")
+        shapes = torch.stack([self.check_shape(cloud) for cloud in clouds])
+        with torch.inference_mode(), self._autocast():
+            return vote(self.model, shapes.to(self.device), copies=votes).float().cpu().numpy()
+
+    def label_parts(self, cloud: PointCloud | str | Path, category: str) -> NDArray[np.int64]:
+        """The part of every point of a shape of a known class: N. Points beyond those that the network reads take the nearest one's.
+
+        Raises:
+            InputError: for clouds that cannot be used, an unknown class, and weights for another task.
+        """
+        from scipy.spatial import cKDTree
+
+        self._require("parts")
+        if category not in self.note.classes:
+            raise unknown("category", category, self.note.classes)
+        read, kind = _read(cloud), self.note.classes.index(category)
+        shape = self.check_shape(read)
+        with torch.inference_mode(), self._autocast():
+            logits = self.model(shape[None].to(self.device), torch.tensor([kind], device=self.device)).float().cpu().numpy()
+        (labels,) = limit_to_parts(logits, [kind], self.note.parts)
+        rows = self.note.chosen(read.points)
+        _, nearest = cKDTree(read.points[rows]).query(read.points)
+        return labels[nearest]
+
+    def check_shape(self, cloud: PointCloud | str | Path) -> Tensor:
+        """The network's input of a cloud; raises `InputError`, which names the file, where it cannot be used."""
+        read = _read(cloud)
+        try:
+            return self.note.shape(read.points)
+        except InputError as error:
+            raise InputError(f"{read.path}: {error}" if read.path else str(error)) from error
+
+    def _require(self, task: Task) -> None:
+        if self.note.task != task:
+            raise InputError(f"{self.source}: is for the task {self.note.task!r}, not {task!r}")
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext() if self.precision == "fp32" else torch.autocast(self.device.type, AUTOCAST[self.precision])
+
+
+def _read(cloud: PointCloud | str | Path) -> PointCloud:
+    return cloud if isinstance(cloud, PointCloud) else read_cloud(cloud)

@@ -1,0 +1,1 @@
+"""Metrics. Each has a function that returns its definition as text."""

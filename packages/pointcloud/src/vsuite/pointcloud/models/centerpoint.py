@@ -1,0 +1,212 @@
+"""CenterPoint on voxels: a sparse-convolutional encoder, SECOND's network on its map, boxes from centres (Yin et al., CVPR 2021)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+from torch import Tensor
+
+from vsuite.core import InputError, PublishedLayout
+from vsuite.core.registry import OtherNames, Variant, register_variants
+from vsuite.pointcloud.models.center_decode import DecodeSettings
+from vsuite.pointcloud.models.center_head import CenterHead
+from vsuite.pointcloud.models.detector import LidarDetector
+from vsuite.pointcloud.models.second import SECOND, SECONDFPN
+from vsuite.pointcloud.models.sparse_encoder import DynamicSimpleVFE, SparseEncoder
+from vsuite.pointcloud.voxels import PointCloudRange, VoxelSize, grid_size
+
+NUSCENES_CLASSES = (
+    "car",
+    "truck",
+    "construction_vehicle",
+    "bus",
+    "trailer",
+    "barrier",
+    "motorcycle",
+    "bicycle",
+    "pedestrian",
+    "traffic_cone",
+)
+WAYMO_CLASSES = ("Car", "Pedestrian", "Cyclist")
+NUSCENES_GRID = {"voxel_size": (0.1, 0.1, 0.2), "point_cloud_range": (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0)}
+# Without an IoU branch scores say little about fit, so overlaps are cut early; published for nuScenes.
+DECODE = DecodeSettings(nms_threshold=0.2, pre_max=1000, post_max=83)
+
+
+def build(
+    *,
+    in_channels: int = 5,
+    num_classes: int = 10,
+    class_names: Sequence[str] = (),
+    voxel_size: VoxelSize = NUSCENES_GRID["voxel_size"],
+    point_cloud_range: PointCloudRange = NUSCENES_GRID["point_cloud_range"],
+    encoder_channels: Sequence[int] = (16, 32, 64, 128),
+    encoder_blocks: int = 2,
+    output_channels: int = 128,
+    backbone_channels: Sequence[int] = (128, 256),
+    layer_nums: Sequence[int] = (5, 5),
+    upsample_strides: Sequence[int] = (1, 2),
+    neck_channels: Sequence[int] = (256, 256),
+    share_channels: int = 64,
+    with_velocity: bool = True,
+    with_iou: bool = False,
+) -> LidarDetector:
+    """CenterPoint, the whole detector. All classes share one head; the published nuScenes models split them over six.
+
+    Args:
+        in_channels: columns of a point: x, y, z in metres first.
+        num_classes, class_names: names of the classes; those of nuScenes (10) or Waymo (3) where none are given.
+        voxel_size, point_cloud_range: metres. Along z the range must hold 24 voxels or more for four stages, 12 for three.
+        encoder_channels, encoder_blocks, output_channels: see `SparseEncoder`; the boxes' map has stride 2^(stages - 1).
+        backbone_channels, layer_nums: see `SECOND`.
+        upsample_strides, neck_channels: see `SECONDFPN`; the strides of the backbone follow.
+        share_channels: width of the head's maps.
+        with_velocity, with_iou: see `CenterHead`.
+    """
+    if class_names and len(class_names) != num_classes:
+        raise InputError(f"num_classes is {num_classes}, but there are {len(class_names)} class_names")
+    published = {len(names): names for names in (NUSCENES_CLASSES, WAYMO_CLASSES)}
+    names = tuple(class_names) or published.get(num_classes) or tuple(f"class {i}" for i in range(num_classes))
+    strides = [1, *upsample_strides]
+    if min(strides) < 1 or any(after % before for before, after in pairwise(strides)):
+        raise InputError(f"each of upsample_strides must be a multiple of the one before; got {list(upsample_strides)}")
+    nx, ny, nz = grid_size(voxel_size, point_cloud_range)
+    encoder = SparseEncoder(
+        in_channels=in_channels,
+        sparse_shape=(nz + 1, ny, nx),
+        encoder_channels=encoder_channels,
+        blocks=encoder_blocks,
+        output_channels=output_channels,
+    )
+    return LidarDetector(
+        voxel_encoder=DynamicSimpleVFE(voxel_size, point_cloud_range),
+        middle_encoder=encoder,
+        backbone=SECOND(
+            in_channels=encoder.out_channels,
+            out_channels=backbone_channels,
+            layer_nums=layer_nums,
+            layer_strides=[after // before for before, after in pairwise(strides)],
+            residual=False,
+        ),
+        neck=SECONDFPN(
+            in_channels=backbone_channels, out_channels=neck_channels, upsample_strides=upsample_strides, use_conv_for_no_stride=True
+        ),
+        bbox_head=CenterHead(
+            in_channels=sum(neck_channels),
+            share_channels=share_channels,
+            num_classes=num_classes,
+            with_velocity=with_velocity,
+            with_iou=with_iou,
+            point_cloud_range=point_cloud_range,
+            voxel_size=voxel_size,
+            out_size_factor=encoder.stride,
+            min_radius=2,
+            velocity_weight=0.2,
+            decode=DECODE,
+        ),
+        in_channels=in_channels,
+        class_names=names,
+        voxel_size=voxel_size,
+        point_cloud_range=point_cloud_range,
+    )
+
+
+def _infer(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What the names and shapes of a checkpoint tell."""
+
+    def count(prefix: str) -> int:
+        return len({name[len(prefix) :].split(".", 1)[0] for name in state if name.startswith(prefix)})
+
+    if count("bbox_head.task_heads.") != 1:
+        raise InputError(f"it has {count('bbox_head.task_heads.')} task heads; only checkpoints whose classes share one head can be loaded")
+    encoder, head = "middle_encoder.encoder_layers.encoder_layer", "bbox_head.task_heads.0"
+    stages = range(1, count("middle_encoder.encoder_layers.") + 1)
+    necks = range(count("neck.deblocks."))
+    first = state["middle_encoder.conv_input.0.weight"].shape
+    return {
+        "in_channels": first[-2] if _before_spconv_2(first) else first[-1],
+        "num_classes": state[f"{head}.heatmap.1.weight"].shape[0],
+        "encoder_channels": [state[f"{encoder}{i}.0.bn1.weight"].shape[0] for i in stages],
+        "encoder_blocks": count(f"{encoder}1.") - 1,
+        "output_channels": state["middle_encoder.conv_out.1.weight"].shape[0],
+        "backbone_channels": [state[f"backbone.blocks.{i}.0.1.weight"].shape[0] for i in range(count("backbone.blocks."))],
+        "layer_nums": [count(f"backbone.blocks.{i}.") - 1 for i in range(count("backbone.blocks."))],
+        "upsample_strides": [state[f"neck.deblocks.{i}.0.weight"].shape[2] for i in necks],
+        "neck_channels": [state[f"neck.deblocks.{i}.1.weight"].shape[0] for i in necks],
+        "share_channels": state["bbox_head.shared_conv.conv.weight"].shape[0],
+        "with_velocity": f"{head}.vel.1.weight" in state,
+        "with_iou": f"{head}.iou.1.weight" in state,
+    }
+
+
+def _before_spconv_2(shape: Sequence[int]) -> bool:
+    """Whether a 3 x 3 x 3 weight is laid out (kernel, in, out) as before spconv 2, rather than (out, kernel, in)."""
+    return tuple(shape[:3]) == (3, 3, 3)
+
+
+def _relaid(name: str, value: Tensor, shape: Sequence[int]) -> Tensor | None:
+    """A sparse convolution's weight from before spconv 2 in the layout of today."""
+    if not name.startswith("middle_encoder.") or value.ndim != 5:
+        return None
+    moved = value.movedim(-1, 0)
+    return moved if tuple(moved.shape) == tuple(shape) else None
+
+
+def _from_mmdet3d(name: str) -> str:
+    """The names of mmdetection3d's CenterPoint, whose backbone lists convolution, norm and ReLU of all units in one row."""
+    name = name.removeprefix("pts_")
+    found = re.match(r"backbone\.blocks\.(\d+)\.(\d+)\.(.*)", name)
+    if not found:
+        return name
+    stage, layer, rest = found.groups()
+    return f"backbone.blocks.{stage}.{int(layer) // 3}.{int(layer) % 3}.{rest}"
+
+
+LAYOUT = PublishedLayout(
+    build=build,
+    infer=_infer,
+    keys=(
+        "middle_encoder.conv_input.0.weight",
+        "middle_encoder.encoder_layers.encoder_layer1.0.conv1.weight",
+        "bbox_head.task_heads.0.heatmap.1.weight",
+    ),
+    assumed=dict(NUSCENES_GRID),
+    others=(OtherNames("mmdetection3d", ("pts_middle_encoder.conv_input.0.weight", "pts_backbone.blocks.0.0.weight"), _from_mmdet3d),),
+    resize=_relaid,
+)
+
+VARIANTS = {
+    "centerpoint_voxel01": Variant(
+        options={},
+        summary="CenterPoint for ten sweeps of nuScenes in voxels of 0.1 m; all ten classes in one head (the published model has six).",
+        input_size=(20000, 5),
+    ),
+    "centerpoint_voxel0075": Variant(
+        options={"voxel_size": (0.075, 0.075, 0.2), "point_cloud_range": (-54.0, -54.0, -5.0, 54.0, 54.0, 3.0)},
+        summary="CenterPoint for ten sweeps of nuScenes in voxels of 0.075 m; all ten classes in one head (the published model has six).",
+        input_size=(20000, 5),
+    ),
+    "centerpoint_waymo": Variant(
+        options={
+            "num_classes": 3,
+            "voxel_size": (0.1, 0.1, 0.15),
+            "point_cloud_range": (-75.2, -75.2, -2.0, 75.2, 75.2, 4.0),
+            "with_velocity": False,
+        },
+        summary="CenterPoint for one sweep of Waymo in voxels of 0.1 x 0.1 x 0.15 m, first stage.",
+        input_size=(20000, 5),
+    ),
+}
+
+register_variants(
+    build,
+    VARIANTS,
+    system="centerpoint",
+    task="3d detection",
+    layout=LAYOUT,
+    paper="Center-based 3D Object Detection and Tracking, Yin et al., CVPR 2021, arXiv 2006.11275",
+    licence="MIT (official code), Apache-2.0 (mmdetection3d's); the published weights carry their data sets' terms",
+)
