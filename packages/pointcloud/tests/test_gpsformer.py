@@ -219,7 +219,7 @@ def test_a_few_steps_bring_the_loss_down_and_reach_every_parameter(task: str) ->
         arguments, label = (points, torch.tensor([0, 1] * 4)), (points[..., 0] > 0).long()
     optimiser = torch.optim.AdamW(model.parameters(), lr=5e-3)
     losses = []
-    for step in range(12):
+    for step in range(25):
         optimiser.zero_grad()
         loss = smooth_loss(model(*arguments), label, 0.0)
         loss.backward()

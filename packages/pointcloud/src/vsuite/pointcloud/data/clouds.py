@@ -255,7 +255,8 @@ def _whole_numbers(table: Table) -> Table:
     """Labels that a file keeps as floats, as integers."""
     names = [name for name in ("label", "instance", "ring") if name in table and table[name].dtype.kind == "f"]
     whole = {name: np.nan_to_num(table[name], nan=0.5, posinf=0.5, neginf=0.5) for name in names}
-    return table | {name: values.astype(np.int32) for name, values in whole.items() if np.all(values == np.round(values))}
+    fitting = {name: values for name, values in whole.items() if np.all((values == np.round(values)) & (np.abs(values) < 2**31))}
+    return table | {name: values.astype(np.int32) for name, values in fitting.items()}
 
 
 def _unnamed_array(path: Path, cloud: PointCloud, columns: Sequence[str] | None) -> np.ndarray:
