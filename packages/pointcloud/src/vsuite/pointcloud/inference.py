@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -21,6 +23,7 @@ from vsuite.core.weights import find_weights, load_published, read_metadata
 from vsuite.pointcloud.boxes import Detections
 from vsuite.pointcloud.data.boxes_io import Boxes
 from vsuite.pointcloud.data.clouds import PointCloud, read_cloud
+from vsuite.pointcloud.data.transforms import Placement, Sample
 from vsuite.pointcloud.metrics.shapes import limit_to_parts
 from vsuite.pointcloud.settings import Task
 from vsuite.pointcloud.voting import vote
@@ -148,18 +151,27 @@ class Predictor:
         self.device, self.precision = pick_device(device), precision
         self.model: Any = optimize_for_inference(network).to(self.device)
 
-    def detect(self, cloud: PointCloud | str | Path, *, score_threshold: float = 0.1) -> Detections:
+    def detect(self, cloud: PointCloud | str | Path, *, score_threshold: float = 0.1, turn: float = 0.0) -> Detections:
         """Boxes of one sweep, on the CPU, the surest first.
+
+        Args:
+            score_threshold: boxes that score less are left out.
+            turn: degrees by which the sweep is turned about z first, counter-clockwise; the boxes are turned back. A sensor whose
+                x does not look ahead needs it where the model knows nothing else: -90 for nuScenes.
 
         Raises:
             InputError: for clouds that cannot be used, and weights for another task.
         """
         self._require("detect")
-        sweep = self.note.sweep(_read(cloud)).to(self.device)
+        read, placement = _read(cloud), Placement(angle=math.radians(turn))
+        turned = replace(read, points=placement.apply(Sample(read.points)).points) if turn else read
         with torch.inference_mode(), self._autocast():
-            (found,) = self.model.predict([sweep], score_threshold=score_threshold)
+            (found,) = self.model.predict([self.note.sweep(turned).to(self.device)], score_threshold=score_threshold)
         order = found.scores.argsort(descending=True, stable=True)
-        return Detections(found.boxes[order].cpu(), found.scores[order].cpu(), found.labels[order].cpu())
+        boxes = found.boxes[order].cpu()
+        if turn:
+            boxes = torch.from_numpy(placement.undo_boxes(boxes.numpy()))
+        return Detections(boxes, found.scores[order].cpu(), found.labels[order].cpu())
 
     def classify(self, clouds: Sequence[PointCloud | str | Path], *, votes: int = 1) -> NDArray[np.float32]:
         """Probabilities of shapes: N, classes; the mean over `votes` scaled copies of each (see `voting.vote`).

@@ -221,13 +221,13 @@ class FlatFormer(nn.Module):
 
     def forward_voxels(self, features: Tensor, coordinates: Tensor, batch_size: int) -> Tensor:
         """The voxels' features after all layers, N, C, in the order of the input rows."""
+        lengths = voxels_per_sample(coordinates, batch_size)  # reads the data: first, so that all the rest compiles into one graph
         orders = window_orders(coordinates, self.window, self.grid)
         places = inverse_orders(orders)
         # From one order straight to the next: entry t is the place in the order before of the voxel at place t.
         steps = torch.gather(places.roll(1, 0), 1, orders)
         position = self.position_embedding(coordinates)
         positions = [position[order] for order in orders]
-        lengths = voxels_per_sample(coordinates, batch_size)
         step = orders[0]
         for layer, k in self.layers():
             features = layer(features[step], positions[k], lengths)
