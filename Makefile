@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
-DISTRIBUTIONS := shared packages/medical packages/pointcloud packages/restoration .
+DISTRIBUTIONS := shared packages/medical packages/pointcloud packages/restoration packages/video_pose .
 OUT ?= demo
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 

@@ -24,6 +24,7 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "convnext_isotropic": ("convnext_isotropic_small", {"depth": 3, "embed_dim": 16, "layer_scale": 0.5}),
     "cswin": ("cswin_tiny", {"embed_dim": 8, "depths": (1, 1, 1, 1), "num_heads": (2, 2, 4, 2)}),
     "cvt": ("cvt_13", {"embed_dims": (8, 16, 32), "depths": (1, 1, 2), "num_heads": (1, 2, 4)}),
+    "densenet": ("densenet121", {"depths": (1, 2, 1, 1), "embed_dim": 8, "growth_rate": 8, "bottleneck": 2}),
     "fdconv": ("fdconv_resnet50", {"embed_dim": 20, "depths": (1, 1, 1, 1), "kernel_num": 4}),
     "hornet": (
         "hornet_tiny_gf",
@@ -33,6 +34,7 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "swin": ("swin_tiny", WINDOWS),
     "swin_mlp": ("swin_mlp_tiny_c24", WINDOWS),
     "swin_v2": ("swin_v2_tiny", WINDOWS | {"pretrained_window_sizes": (0, 0, 2)}),
+    "vit": ("vit_small_patch16", {"embed_dim": 16, "depth": 5, "num_heads": 2, "image_size": 96}),
 }
 SYSTEMS = sorted(TINY)
 SIZES = [(96, 64), (71, 107)]

@@ -42,6 +42,7 @@ CONTAINERS = (
     "ema_state_dict",
     "model_state_dict",
     "model",
+    "model_pos",
     "network_weights",
     "params",
     "net",
@@ -392,6 +393,9 @@ def _recognise(source: Source, system: str | None) -> tuple[str, PublishedLayout
     if not found:
         tried = system or "any of " + ", ".join(_layouts(None))
         raise InputError(f"{_label(source)}: is not a checkpoint of {tried}; it holds {_shorten(list(state))}")
+    if len(found) > 1:  # a system whose telling names include all of another's is the more particular one
+        keys = {name: set(layout.keys) for name, (layout, _) in found.items()}
+        found = {name: fit for name, fit in found.items() if not any(keys[name] < other for other in keys.values())}
     if len(found) > 1:
         raise InputError(f"{_label(source)}: fits {' and '.join(found)}; name one as `system`")
     ((name, (layout, state)),) = found.items()

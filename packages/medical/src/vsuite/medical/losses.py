@@ -11,7 +11,7 @@ The loss of a training step is the sum of the named terms that a function of `LO
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -124,6 +124,30 @@ def segformer3d_dice_ce(logits: Tensor, target: Tensor, *, smooth: float = 1e-5,
     return {"dice": dice_loss(logits, target, smooth=smooth, ignore=ignore), "ce": entropy}
 
 
+def transunet_dice_ce(
+    logits: Tensor, target: Tensor, *, smooth: float = 1e-5, class_weights: Sequence[float] | None = None, ignore: int | None = None
+) -> dict[str, Tensor]:
+    """TransUNet's loss: half cross-entropy, half Dice over all classes with the background, sums over the whole batch.
+
+    Args:
+        class_weights: factors on the classes' Dice losses before their mean, one an output; None counts all alike.
+        smooth, ignore: see `dice_score`.
+
+    Returns:
+        Terms "dice" and "ce", each with its factor of 0.5.
+    """
+    if _is_regions(logits, target):
+        raise InputError("the loss 'transunet_dice_ce' needs a label map; got region targets")
+    log_probabilities = logits.float().flatten(2).log_softmax(1)
+    score, cross_entropy = _dice_of_labels(log_probabilities, target, smooth, True, True, ignore)
+    dice = 1 - score
+    if class_weights is not None:
+        if len(class_weights) != logits.shape[1]:
+            raise InputError(f"class_weights must be one an output, {logits.shape[1]}; got {len(class_weights)}")
+        dice = dice * torch.as_tensor(class_weights, dtype=dice.dtype, device=dice.device)
+    return {"dice": 0.5 * dice.mean(), "ce": 0.5 * cross_entropy}
+
+
 def _dice_term(logits: Tensor, target: Tensor, *, smooth: float = 1e-5, ignore: int | None = None) -> dict[str, Tensor]:
     """Soft Dice alone, background included: the term "dice"."""
     return {"dice": dice_loss(logits, target, smooth=smooth, ignore=ignore)}
@@ -134,6 +158,7 @@ LOSSES: dict[str, Callable[..., dict[str, Tensor]]] = {
     "dice_ce": dice_cross_entropy,
     "dice_bce": dice_bce,
     "segformer3d_dice_ce": segformer3d_dice_ce,
+    "transunet_dice_ce": transunet_dice_ce,
 }
 """Name -> loss(logits, target, *, ignore=None, ...) -> named terms."""
 

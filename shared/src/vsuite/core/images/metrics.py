@@ -5,7 +5,8 @@ What is not defined (the AUC of a class that no image, or every image, has) is N
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,6 +80,83 @@ def roc_auc(scores: NDArray[np.floating], truth: NDArray[np.bool_]) -> float:
     places = counts.cumsum() - (counts - 1) / 2  # mean rank, from 1, of equal scores
     total = float(places[group][truth].sum())
     return (total - positives * (positives + 1) / 2) / (positives * negatives)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Ends of a confidence interval; NaN where the value itself is not defined."""
+
+    low: float
+    high: float
+
+
+def auc_intervals(
+    scores: Scores,
+    truth: Truth,
+    classes: Sequence[str],
+    *,
+    groups: Sequence[Hashable] | None = None,
+    level: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """Bootstrap intervals (percentiles) of the AUCs, under the names that `classification_metrics` gives them: auc, auc/CLASS.
+
+    All classes are drawn together, so that the interval of their mean knows how they hang together. In a draw without both
+    kinds of a class this class is not defined, and is left out as anywhere.
+
+    Args:
+        scores: N, K. truth: N, K.
+        groups: of each image what it belongs to (its patient): whole groups are drawn, since their images resemble one
+            another and single draws would give too narrow intervals. None draws single images.
+        level: share of the draws that lie within, in (0, 1).
+        resamples: number of draws, 1 or more.
+    """
+    if scores.shape != truth.shape or scores.ndim != 2 or not len(scores) or len(classes) != scores.shape[1]:
+        raise InputError(f"intervals need scores and truth of one shape N, {len(classes)}; got {scores.shape} and {truth.shape}")
+    if not 0 < level < 1 or resamples < 1:
+        raise InputError(f"level must lie in (0, 1) and resamples be 1 or more; got {level} and {resamples}")
+    number = len(scores)
+    if groups is not None and len(groups) != number:
+        raise InputError(f"groups needs one entry an image: {number}; got {len(groups)}")
+    index = {group: i for i, group in enumerate(dict.fromkeys(groups))} if groups is not None else {}
+    member = np.array([index[group] for group in groups]) if groups is not None else np.arange(number)
+    units = len(index) or number
+    draws = np.random.default_rng(seed)
+    found = np.empty((resamples, len(classes)))
+    sorted_by = [_score_order(scores[:, k]) for k in range(len(classes))]
+    for row in found:
+        times = np.bincount(draws.integers(0, units, units), minlength=units)[member]  # how often each image was drawn
+        row[:] = [_weighted_auc(*sorted_by[k], truth[:, k], times) for k in range(len(classes))]
+    means = np.array([mean(row.tolist()) for row in found])
+    intervals = {"auc": _percentiles(means, level)}
+    return intervals | {f"auc/{name}": _percentiles(found[:, k], level) for k, name in enumerate(classes)}
+
+
+def _percentiles(values: NDArray[np.floating], level: float) -> Interval:
+    defined = values[~np.isnan(values)]
+    if not len(defined):
+        return Interval(float("nan"), float("nan"))
+    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(low), float(high))
+
+
+def _score_order(scores: NDArray[np.floating]) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
+    """The images by rising score, and where each group of equal scores begins among them."""
+    order = np.argsort(scores, kind="stable")
+    return order, np.flatnonzero(np.append(True, np.diff(scores[order]) != 0))
+
+
+def _weighted_auc(order: NDArray[np.integer], starts: NDArray[np.integer], truth: NDArray[np.bool_], times: NDArray[np.integer]) -> float:
+    """`roc_auc` where each image counts as often as `times` says."""
+    positive = np.where(truth, times, 0)[order]
+    positives = np.add.reduceat(positive, starts)
+    negatives = np.add.reduceat(times[order] - positive, starts)
+    pairs = int(positives.sum()) * int(negatives.sum())
+    if not pairs:
+        return float("nan")
+    below = negatives.cumsum() - negatives / 2
+    return float((positives * below).sum() / pairs)
 
 
 def average_precision(scores: NDArray[np.floating], truth: NDArray[np.bool_]) -> float:

@@ -11,6 +11,7 @@ from vsuite.core.nn.initialise import initialise_transformer
 from vsuite.core.nn.memoise import memoise
 from vsuite.core.nn.mlp import Mlp
 from vsuite.core.nn.norm import LayerNorm2d
+from vsuite.core.nn.position_grid import resize_position_grid, sincos_position_grid
 from vsuite.core.nn.relative_position import (
     gather_position_bias,
     relative_position_index,
@@ -47,9 +48,11 @@ __all__ = [
     "pad_to_windows",
     "relative_position_index",
     "resize_linear",
+    "resize_position_grid",
     "resize_position_table",
     "shifted_window_kinds",
     "shifted_window_masks",
+    "sincos_position_grid",
     "square_window_of",
     "tokens_to_map",
     "window_partition",

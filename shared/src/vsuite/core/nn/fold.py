@@ -7,7 +7,7 @@ from torch import nn
 
 
 @torch.no_grad()
-def fold_batch_norm(conv: nn.Conv2d | nn.Conv3d | nn.Linear, norm: nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d) -> None:
+def fold_batch_norm(conv: nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear, norm: nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d) -> None:
     """Multiplies the running statistics of a batch norm into the convolution (or linear layer) that feeds it.
 
     Afterwards `conv` alone returns what `norm(conv(x))` returned in eval mode.

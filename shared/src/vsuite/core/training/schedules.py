@@ -56,6 +56,19 @@ def cosine(step: int, total_steps: int, settings: TrainingSettings) -> float:
     return _cosine(settings.learning_rate, settings.min_learning_rate, (step - warmup) / max(1, total_steps - 1 - warmup))
 
 
+@register_schedule("cosine_from_zero")
+def cosine_from_zero(step: float, total_steps: int, settings: TrainingSettings) -> float:
+    """Linear warm-up from zero, then half a cosine that would reach `min_learning_rate` one step after the last.
+
+    It is how masked autoencoders, and what is fine-tuned from them, were published: a rate that follows the fraction of the
+    epochs that has passed. The first step changes nothing.
+    """
+    warmup = _warmup(total_steps, settings)
+    if step < warmup:
+        return settings.learning_rate * step / warmup
+    return _cosine(settings.learning_rate, settings.min_learning_rate, (step - warmup) / (total_steps - warmup))
+
+
 @register_schedule("one_cycle")
 def one_cycle(step: int, total_steps: int, settings: TrainingSettings) -> float:
     """Smith's one-cycle policy: a cosine up from a 25th of the peak, then down to `min_learning_rate`.

@@ -35,8 +35,8 @@ class TrainingSettings(BaseModel):
         decay_norms_and_biases: apply weight decay to them (and to other one-dimensional parameters) too.
         layer_decay: the learning rate of each layer is that of the next one times this, and the head's is `learning_rate`; for
             fine-tuning models that number their layers (`layer_id`). None gives all layers the same.
-        schedule: "cosine", "one_cycle", "constant" or one that a domain registered; warmup_steps (half the run at the most) and
-            min_learning_rate shape it.
+        schedule: "cosine", "cosine_from_zero", "one_cycle", "constant" or one that a domain registered; warmup_steps (half the
+            run at the most) and min_learning_rate shape it.
         clip_gradients: largest norm of the gradient; None leaves it.
         ema_decay: keep an exponential moving average of the weights, which is what is validated and saved as the best; None keeps none.
         precision: "fp32", "bf16" (any device) or "fp16" (CUDA only), by autocast.

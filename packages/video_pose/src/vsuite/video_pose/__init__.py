@@ -1,0 +1,3 @@
+"""Skeletons, poses, actions and video."""
+
+__version__ = "0.1.0"
