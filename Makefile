@@ -24,11 +24,14 @@ check: $(INSTALLED) ## format, lint and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# One process a core, each with one thread of torch; the tests of a file stay together, since they share what is costly to make.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $$(nproc) --dist loadfile
+
 test: browser check ## check, then all tests but the slow ones
-	$(BIN)/pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: browser check ## check, then every test
-	$(BIN)/pytest
+	$(PYTEST)
 
 bench: $(INSTALLED) ## SegFormer3D beside its plain form on 4x128x128x128
 	$(BIN)/vsuite bench segformer3d --size 4x128x128x128 --baseline plain --optimize
