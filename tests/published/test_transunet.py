@@ -26,9 +26,9 @@ from vsuite.core.weights import read_state_dict
 from vsuite.medical.bench.plain.transunet import build as build_plain
 from vsuite.medical.bench.plain.transunet import predict_slices as predict_one_by_one
 from vsuite.medical.inference.slices import predict_slices
+from vsuite.medical.jax_vit import load_jax_weights
 from vsuite.medical.losses import LOSSES
 from vsuite.medical.metrics import compare_masks
-from vsuite.medical.models.jax_vit import load_jax_weights
 from vsuite.medical.models.resnet_v2 import BottleneckUnit
 from vsuite.medical.models.transunet import DecoderBlock, TransUNet
 

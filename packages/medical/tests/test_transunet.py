@@ -51,7 +51,8 @@ def randomised(model: nn.Module) -> nn.Module:
         elif name.endswith("position_embeddings"):
             value.copy_(noise)
         elif value.ndim > 1:
-            value.copy_(noise / math.sqrt(value[0].numel()) + 0.1)
+            mean = 0.1 if "hybrid_model" in name else 0.0  # what standardising takes away
+            value.copy_(noise / math.sqrt(value[0].numel()) + mean)
         else:
             value.copy_(0.3 * noise + (1.0 if name.endswith("weight") else 0.0))
     return model.eval()
@@ -318,7 +319,8 @@ def test_compiled() -> None:
     for form in (model, compiled):
         model.zero_grad()
         form(x).square().mean().backward()
-        grads.append([p.grad.clone() for p in model.parameters()])
+        # the key's bias has no gradient but rounding
+        grads.append([p.grad.clone() for name, p in model.named_parameters() if not name.endswith("key.bias")])
     for ours, other in zip(*grads, strict=True):
         torch.testing.assert_close(ours, other, rtol=1e-2, atol=1e-4)
     with torch.inference_mode():

@@ -253,3 +253,31 @@ def test_detections_are_sorted(detector: Path, streets: Path) -> None:
     found = Predictor(detector, device="cpu").detect(streets / "points" / "000000.bin", score_threshold=0.0)
     assert isinstance(found, Detections)
     assert (found.scores.diff() <= 0).all()
+
+
+def test_demo(capsys, detector: Path, classifier: Path, tmp_path: Path, monkeypatch) -> None:
+    from vsuite.pointcloud import demo
+
+    monkeypatch.setattr(demo, "FRAMES", 1)
+    given = ["--detector", detector, "--classifier", classifier]
+    code, out, err = vsuite(capsys, "demo", "--out", tmp_path / "demo", *given)
+    assert code == 0, err
+    assert "1/2 simulating 1 streets" in out
+    for name in ("streets.html", "street_0.png", "shapes.png", "boxes.json", "streets/metrics.json", "shapes/metrics.json"):
+        assert (tmp_path / "demo" / name).is_file()
+    code, _, err = vsuite(capsys, "demo", "--out", tmp_path / "demo")
+    assert code == 2
+    assert "holds an earlier demo" in err
+    assert vsuite(capsys, "demo", "--out", tmp_path / "plain")[0] == 0
+    assert not (tmp_path / "plain" / "boxes.json").exists()
+
+
+def test_export(capsys, detector: Path, classifier: Path, tmp_path: Path) -> None:
+    from vsuite.core import load_published
+
+    assert vsuite(capsys, "export", "--weights", detector, "--published", "--out", tmp_path / "d.pth")[0] == 0
+    options = {name: TINY_DETECTOR["options"][name] for name in ("window", "group_size", "num_heads", "voxel_size", "point_cloud_range")}
+    assert load_published(tmp_path / "d.pth", **options).in_channels == 4
+    code, _, err = vsuite(capsys, "export", "--weights", detector, "--out", tmp_path / "d.txt")
+    assert code == 2
+    assert "must end in .onnx" in err

@@ -13,6 +13,7 @@ from vsuite.core.errors import InputError
 
 app = new_app("vsuite-pointcloud", "Point clouds: boxes in lidar sweeps, classes and parts of shapes, and a viewer.")
 
+Weights = Annotated[str, typer.Option("--weights", help="File of weights that train saved, or a run folder.")]
 Inputs = Annotated[list[str], typer.Argument(metavar="INPUTS...", help='Files, folders, or "patterns/*.bin".')]
 Columns = Annotated[
     str | None, typer.Option("--columns", help='Names of the columns of files that do not name them, such as "x,y,z,intensity".')
@@ -59,7 +60,7 @@ def train(
 @app.command()
 def predict(
     inputs: Inputs,
-    weights: options.Weights = None,
+    weights: Weights,
     task: Annotated[
         Literal["detect", "classify", "parts"] | None, typer.Option("--task", help="What the weights are for [default: as they say].")
     ] = None,
@@ -77,7 +78,7 @@ def predict(
     device: options.Device = "auto",
     precision: options.Precision = "fp32",
 ) -> None:
-    """Find boxes in sweeps, name shapes, or label their parts; without --weights by the models that the package ships."""
+    """Find boxes in sweeps, name shapes, or label their parts."""
     from vsuite.pointcloud.batch import Outputs, predict_files
     from vsuite.pointcloud.inference import Predictor
 
@@ -117,12 +118,13 @@ def evaluate(
 
     overlaps = {name: float(value) for name, value in options.parse_set(overlap).items()} or None
     counted: dict[str, Any] = {"split": split, "metrics": _listed(metrics), "overlaps": overlaps, "classes": _names(classes)}
-    if predictions is None:
-        found = evaluation.judge_model(weights, data, task=task, votes=votes, device=device, **counted)
-    elif weights is None:
-        found = evaluation.judge_predictions(predictions, data, **counted)
-    else:
+    if (predictions is None) == (weights is None):
         raise InputError("give either --weights or a file of predictions")
+    if weights is not None:
+        found = evaluation.judge_model(weights, data, task=task, votes=votes, device=device, **counted)
+    else:
+        assert predictions is not None
+        found = evaluation.judge_predictions(predictions, data, **counted)
     evaluation.print_evaluation(found, {"band": "all"})
     evaluation.write_evaluation(found, out, data=str(data), weights=weights, votes=votes)
     typer.echo(f"files in {out}")
@@ -188,8 +190,7 @@ def simulate(
 @app.command()
 def export(
     out: Annotated[Path, typer.Option("--out", help="File to write: .onnx; or .pth or .safetensors with --published.")],
-    weights: options.Weights = None,
-    task: Annotated[Literal["detect", "classify", "parts"] | None, typer.Option("--task", help="[default: as the weights say]")] = None,
+    weights: Weights,
     published: Annotated[bool, typer.Option("--published", help="The authors' layout, for other programs, in place of ONNX.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
 ) -> None:
@@ -198,19 +199,21 @@ def export(
 
     if out.exists() and not overwrite:
         raise InputError(f"{out}: exists; --overwrite replaces it")
-    typer.echo(exports.export_published(weights, out, task=task) if published else exports.export_onnx(weights, out, task=task))
+    typer.echo(exports.export_published(weights, out) if published else exports.export_onnx(weights, out))
 
 
 @app.command()
 def demo(
     out: options.Out = Path("demo"),
+    detector: Annotated[str | None, typer.Option("--detector", help="Weights of a detector to try on the streets.")] = None,
+    classifier: Annotated[str | None, typer.Option("--classifier", help="Weights of a classifier to try on the solids.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier demo.")] = False,
     seed: options.Seed = 7,
 ) -> None:
-    """Simulate streets, find the road users in them, compare, and name some shapes: pictures, tables and a 3D page."""
+    """Simulate streets and solids, show them, and try models on them: pictures, tables and a 3D page."""
     from vsuite.pointcloud.demo import run_demo
 
-    run_demo(out, overwrite=overwrite, seed=seed)
+    run_demo(out, detector=detector, classifier=classifier, overwrite=overwrite, seed=seed)
 
 
 def _names(columns: str | None) -> list[str] | None:

@@ -155,7 +155,7 @@ def _finite(value: Any) -> Any:
 
 
 def judge_model(
-    weights: str | None,
+    weights: str | Path,
     data: str | Path,
     *,
     task: Task | None = None,
@@ -169,7 +169,7 @@ def judge_model(
     """A model's answers to a data set, compared with its labels.
 
     Args:
-        weights: file, run folder or name; None takes the shipped ones of the task.
+        weights: file or run folder.
         split: of the data set; None takes val, else test, else everything.
         metrics, overlaps: see `evaluate_boxes`. classes: which count; None takes those that the model knows.
         votes: scaled copies that vote on each shape; see `vsuite.pointcloud.voting`.

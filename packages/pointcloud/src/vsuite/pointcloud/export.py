@@ -10,21 +10,20 @@ from torch import nn
 
 from vsuite.core import InputError, save_weights
 from vsuite.core.files import atomic_path
-from vsuite.pointcloud.inference import SHIPPED, load_model
+from vsuite.pointcloud.inference import load_model
 from vsuite.pointcloud.models.flatformer import FlatFormer
-from vsuite.pointcloud.settings import Task
 
 TOLERANCE = 1e-3
 """Largest difference allowed between the file and the model."""
 
 
-def export_onnx(weights: str | Path | None, out: str | Path, *, task: Task | None = None) -> str:
+def export_onnx(weights: str | Path, out: str | Path) -> str:
     """Writes what can be a graph: a classifier of shapes whole, of a detector with pillars the encoder, sorting and all.
 
     The file appears only once onnxruntime has given the model's output.
 
     Args:
-        weights: file, run folder or name; None takes the shipped ones of the task.
+        weights: file or run folder.
         out: ends in .onnx.
 
     Returns:
@@ -37,7 +36,7 @@ def export_onnx(weights: str | Path | None, out: str | Path, *, task: Task | Non
     if missing:
         raise InputError(f'ONNX needs {", ".join(missing)}: pip install "vsuite-pointcloud[export]"')
     out = _checked(out, (".onnx",))
-    model, note = load_model(weights or SHIPPED[task or "detect"])
+    model, note = load_model(weights)
     if note.task == "detect":
         encoder = getattr(model, "middle_encoder", None)
         if not isinstance(encoder, FlatFormer):
@@ -70,10 +69,10 @@ def _export_classifier(model: nn.Module, out: Path, points: int) -> float:
     return difference
 
 
-def export_published(weights: str | Path | None, out: str | Path, *, task: Task | None = None) -> str:
+def export_published(weights: str | Path, out: str | Path) -> str:
     """Writes weights under the names of the published checkpoint, as .pth or .safetensors."""
     out = _checked(out, (".pth", ".safetensors"))
-    model, _ = load_model(weights or SHIPPED[task or "detect"])
+    model, _ = load_model(weights)
     save_weights(model, out, published=True)
     return f"{out}: in the published layout"
 

@@ -30,7 +30,6 @@ from vsuite.pointcloud.voting import vote
 
 Precision = Literal["fp32", "bf16", "fp16"]
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-SHIPPED = {"detect": "flatformer_streets", "classify": "gpsformer_solids"}
 NOTE = "pointcloud"  # key of the note in a weights file
 
 
@@ -125,7 +124,7 @@ class Predictor:
     """A model kept in memory for any number of clouds.
 
     Args:
-        source: weights that `vsuite-pointcloud train` saved, a run folder, or the name of shipped ones; None takes those of the task.
+        source: weights that `vsuite-pointcloud train` saved, or a run folder.
         task: what the weights must be for; None accepts any.
         device: "cpu", "cuda" or "cuda:N"; "auto" or None takes a GPU where there is one.
         precision: "fp32", or "bf16" / "fp16" for autocast.
@@ -136,7 +135,7 @@ class Predictor:
 
     def __init__(
         self,
-        source: str | Path | None = None,
+        source: str | Path,
         *,
         task: Task | None = None,
         device: str | torch.device | None = None,
@@ -144,7 +143,7 @@ class Predictor:
     ) -> None:
         if precision not in get_args(Precision):
             raise unknown("precision", precision, get_args(Precision))
-        self.source = str(source or SHIPPED.get(task or "detect", ""))
+        self.source = str(source)
         network, self.note = load_model(self.source)
         if task is not None and task != self.note.task:
             raise InputError(f"{self.source}: is for the task {self.note.task!r}, not {task!r}")
