@@ -80,6 +80,7 @@ def test_shapenetpart(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["03642806_b.npy"]
     assert len(read_shapes(tmp_path / "data")) == 3
     assert data.parts["Laptop"] == [28, 29]
+    assert list(SHAPENET_PARTS["Motorbike"]) == [30, 31, 32, 33, 34, 35]
     assert sorted(part for parts in SHAPENET_PARTS.values() for part in parts) == list(range(50))
     (tmp_path / "data" / "02691156" / "a.txt").write_text("0 0 0 0 0 1 4\n")
     with pytest.raises(InputError, match=r"a.txt: part labels from 4 to 4; Airplane has 0 to 3"):

@@ -14,7 +14,6 @@ from torch.nn import functional as F
 from vsuite.core import InputError
 from vsuite.pointcloud.losses import smooth_loss
 from vsuite.pointcloud.metrics.shapes import (
-    SHAPENET_PARTS,
     classification_scores,
     confusion,
     limit_to_parts,
@@ -75,12 +74,6 @@ def test_predictions_are_limited_to_the_category() -> None:
     logits[:, :, 4] = 9  # the best of all
     logits[0, 1, 2] = 1
     assert limit_to_parts(logits, [0, 1], PARTS).tolist() == [[0, 2, 0], [4, 4, 4]]
-
-
-def test_shapenet_parts() -> None:
-    assert sorted(part for parts in SHAPENET_PARTS.values() for part in parts) == list(range(50))
-    assert len(SHAPENET_PARTS) == 16
-    assert SHAPENET_PARTS["Motorbike"] == [30, 31, 32, 33, 34, 35]
 
 
 def test_wrong_arguments() -> None:

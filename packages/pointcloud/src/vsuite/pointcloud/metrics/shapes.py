@@ -10,26 +10,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from vsuite.core.errors import InputError
 
-# The parts of ShapeNetPart's 16 categories, in alphabetical order of the categories.
-SHAPENET_PARTS: dict[str, list[int]] = {
-    "Airplane": [0, 1, 2, 3],
-    "Bag": [4, 5],
-    "Cap": [6, 7],
-    "Car": [8, 9, 10, 11],
-    "Chair": [12, 13, 14, 15],
-    "Earphone": [16, 17, 18],
-    "Guitar": [19, 20, 21],
-    "Knife": [22, 23],
-    "Lamp": [24, 25, 26, 27],
-    "Laptop": [28, 29],
-    "Motorbike": [30, 31, 32, 33, 34, 35],
-    "Mug": [36, 37],
-    "Pistol": [38, 39, 40],
-    "Rocket": [41, 42, 43],
-    "Skateboard": [44, 45, 46],
-    "Table": [47, 48, 49],
-}
-
 DEFINITIONS = {
     "oa": "overall accuracy: correct shapes / all shapes, without voting",
     "macc": "mean class accuracy: mean over the classes that occur of correct shapes of the class / shapes of the class",
