@@ -1,14 +1,24 @@
-"""The device that a user asked for."""
+"""The device and the precision that a user asked for."""
 
 from __future__ import annotations
 
+import contextlib
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vsuite.core.errors import InputError
 
 if TYPE_CHECKING:
     import torch
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
+    """Autocast on a device to "bf16" or "fp16"; nothing for "fp32"."""
+    import torch
+
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, {"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
 
 
 def pick_device(device: str | torch.device | None = "auto") -> torch.device:

@@ -24,16 +24,6 @@ from vsuite.pointcloud.inference import NOTE, ModelNote, named
 from vsuite.pointcloud.settings import RunSettings, SweepSettings
 
 
-def chosen_classes(frame: Frame, settings: SweepSettings) -> Frame:
-    """The frame with merged class names and the boxes of the classes to learn alone."""
-    if frame.labels is None:
-        return frame
-    names = [settings.merge.get(name, name) for name in frame.labels]
-    kept = frame.select(np.array([name in settings.classes for name in names], dtype=bool))
-    kept.labels = [name for name in names if name in settings.classes]
-    return kept
-
-
 def labels_of(frame: Frame, classes: Sequence[str]) -> np.ndarray:
     """Indices of a frame's class names, (M,) int64."""
     return np.array([classes.index(name) for name in frame.labels or ()], np.int64)
@@ -91,16 +81,20 @@ class DetectionTask:
         )
 
     def build_model(self) -> nn.Module:
+        model = self._new_model()
+        if self.settings.weights:
+            start_from(model, self.settings.weights)
+        return model
+
+    def _new_model(self) -> nn.Module:
         settings = self.settings
         names = tuple(self.note.classes)
         options: dict[str, Any] = {"in_channels": 3 + len(self.note.columns), "num_classes": len(names), "class_names": names}
-        model = create_model(settings.model, **(options | settings.options))
-        if settings.weights:
-            start_from(model, settings.weights)
-        return model
+        return create_model(settings.model, **(options | settings.options))
 
     def training_data(self) -> TrainingDataset:
-        bounds = self.build_model().point_cloud_range
+        with torch.device("meta"):  # the range alone is wanted
+            bounds = self._new_model().point_cloud_range
         sweeps = self.settings.sweeps
         objects = None
         if sweeps.paste:
@@ -121,7 +115,8 @@ class DetectionTask:
         pairs = {}
         for index in range(rank, len(self.validation), world_size):
             frame = self.validation[index]
-            pairs[index] = truths_of(frame), found_of(named(self._detect(model, frame, device), self.note.classes))
+            cloud = frame.read()
+            pairs[index] = truths_of(frame, cloud), found_of(named(self._detect(model, cloud, device), self.note.classes))
         everything = {index: pair for part in from_all(pairs) for index, pair in part.items()}
         return validation_scores([everything[index] for index in sorted(everything)], self.note.classes)
 
@@ -133,11 +128,10 @@ class DetectionTask:
 
         paths = []
         for frame in self.validation[: self.settings.validation.pictures]:
-            found = self._detect(model, frame, device)
+            cloud = frame.read()
+            found = self._detect(model, cloud, device)
             names = [self.note.classes[label] for label in found.labels.tolist()]
-            drawn = bird_eye(
-                frame.read().points, frame.boxes, found.boxes.numpy(), found_labels=names, scores=found.scores.numpy(), threshold=0.3
-            )
+            drawn = bird_eye(cloud.points, frame.boxes, found.boxes.numpy(), found_labels=names, scores=found.scores.numpy(), threshold=0.3)
             paths.append(folder / f"{Path(frame.name).name}.png")
             with atomic_path(paths[-1]) as temporary:
                 Image.fromarray(drawn).save(temporary)
@@ -146,6 +140,6 @@ class DetectionTask:
     def metadata(self) -> dict[str, Any]:
         return {NOTE: self.note.model_dump(), "recipe": self.settings.name}
 
-    def _detect(self, model: Any, frame: Frame, device: torch.device) -> Detections:
-        (found,) = model.predict([self.note.sweep(frame.read()).to(device)], score_threshold=0.1)
+    def _detect(self, model: Any, cloud: PointCloud, device: torch.device) -> Detections:
+        (found,) = model.predict([self.note.sweep(cloud).to(device)], score_threshold=0.1)
         return found.to("cpu")

@@ -16,6 +16,7 @@ from vsuite.core.files import write_text
 from vsuite.core.terminal import console, new_table
 from vsuite.pointcloud.data import boxes_io
 from vsuite.pointcloud.data.boxes_io import NOTHING, Boxes
+from vsuite.pointcloud.data.clouds import PointCloud
 from vsuite.pointcloud.data.detection import read_detection
 from vsuite.pointcloud.data.frames import Frame, points_in_box_count
 from vsuite.pointcloud.data.shapes import read_shapes, shape_splits
@@ -30,14 +31,18 @@ from vsuite.pointcloud.settings import Task
 Pair = tuple[Truths, Found]
 
 
-def truths_of(frame: Frame) -> Truths:
-    """The labels of a frame, with the points on each object counted where the data set does not say."""
+def truths_of(frame: Frame, cloud: PointCloud | None = None) -> Truths:
+    """The labels of a frame, with the points on each object counted where the data set does not say.
+
+    Args:
+        cloud: the frame's points, where they have been read already.
+    """
     if frame.boxes is None or frame.labels is None:
         raise InputError(f"{frame.name}: has no labels to compare with")
     facts = {name: frame.attributes.get(name) for name in ("truncated", "occluded", "alpha")}
     points = frame.attributes.get("num_points")
     if points is None:
-        points = points_in_box_count(frame.read().points, frame.boxes)
+        points = points_in_box_count((cloud or frame.read()).points, frame.boxes)
     return Truths(frame.boxes, frame.labels, num_points=points, image_boxes=frame.attributes.get("image_box"), **facts)
 
 
@@ -184,8 +189,9 @@ def judge_model(
         with console(stderr=True).status("") as status:
             for number, frame in enumerate(frames, 1):
                 status.update(f"{number} of {len(frames)}: {frame.name}")
-                found = named(predictor.detect(frame.read(), score_threshold=0.05), predictor.note.classes)
-                pairs.append((truths_of(known(frame, classes or predictor.note.classes)), found_of(found)))
+                cloud = frame.read()
+                found = named(predictor.detect(cloud, score_threshold=0.05), predictor.note.classes)
+                pairs.append((truths_of(known(frame, classes or predictor.note.classes), cloud), found_of(found)))
         return evaluate_boxes(pairs, metrics, overlaps)
     if predictor.note.task == "parts":
         raise InputError("parts are evaluated in training alone so far; give weights for the task detect or classify")
@@ -245,8 +251,4 @@ def _default_split(splits: Sequence[str]) -> str | None:
 
 def known(frame: Frame, classes: Sequence[str]) -> Frame:
     """The frame with the boxes of these classes alone; vans count as cars where only cars are among them."""
-    assert frame.labels is not None
-    vans_are_cars = "Car" in classes and "Van" not in classes
-    names = ["Car" if vans_are_cars and name == "Van" else name for name in frame.labels]
-    chosen = dataclasses.replace(frame, labels=names)
-    return chosen.select(np.array([name in classes for name in names], dtype=bool))
+    return frame.of_classes(classes, {"Van": "Car"} if "Car" in classes and "Van" not in classes else {})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import torch
@@ -10,6 +9,7 @@ from torch import nn
 
 from vsuite.core import InputError, save_weights
 from vsuite.core.files import atomic_path
+from vsuite.core.onnx import quiet_exporter, require_onnx
 from vsuite.pointcloud.inference import load_model
 from vsuite.pointcloud.models.flatformer import FlatFormer
 
@@ -32,9 +32,7 @@ def export_onnx(weights: str | Path, out: str | Path) -> str:
     Raises:
         InputError: if packages are missing, for models that cannot be exported, and if the file's output differs by more than `TOLERANCE`.
     """
-    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise InputError(f'ONNX needs {", ".join(missing)}: pip install "vsuite-pointcloud[export]"')
+    require_onnx("vsuite-pointcloud")
     out = _checked(out, (".onnx",))
     model, note = load_model(weights)
     if note.task == "detect":
@@ -54,7 +52,8 @@ def _export_classifier(model: nn.Module, out: Path, points: int) -> float:
     generator = torch.Generator().manual_seed(0)
     clouds = torch.rand(2, points, 3, generator=generator) * 2 - 1
     clouds = clouds / clouds.norm(dim=-1).amax(dim=1)[:, None, None]
-    program = torch.onnx.export(model, (clouds,), input_names=["points"], output_names=["logits"], dynamo=True, verbose=False)
+    with quiet_exporter():
+        program = torch.onnx.export(model, (clouds,), input_names=["points"], output_names=["logits"], dynamo=True, verbose=False)
     assert program is not None
     with atomic_path(out) as temporary:
         import onnxruntime

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from vsuite.core.devices import pick_device
+from vsuite.core.devices import autocast, pick_device
 from vsuite.core.errors import InputError, unknown
 from vsuite.core.optimize import optimize_for_inference
 from vsuite.core.weights import find_weights, load_published, read_metadata
@@ -29,7 +28,6 @@ from vsuite.pointcloud.settings import Task
 from vsuite.pointcloud.voting import vote
 
 Precision = Literal["fp32", "bf16", "fp16"]
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 NOTE = "pointcloud"  # key of the note in a weights file
 
 
@@ -164,7 +162,7 @@ class Predictor:
         self._require("detect")
         read, placement = _read(cloud), Placement(angle=math.radians(turn))
         turned = replace(read, points=placement.apply(Sample(read.points)).points) if turn else read
-        with torch.inference_mode(), self._autocast():
+        with torch.inference_mode(), autocast(self.device, self.precision):
             (found,) = self.model.predict([self.note.sweep(turned).to(self.device)], score_threshold=score_threshold)
         order = found.scores.argsort(descending=True, stable=True)
         boxes = found.boxes[order].cpu()
@@ -180,7 +178,7 @@ class Predictor:
         """
         self._require("classify")
         shapes = torch.stack([self.check_shape(cloud) for cloud in clouds])
-        with torch.inference_mode(), self._autocast():
+        with torch.inference_mode(), autocast(self.device, self.precision):
             return vote(self.model, shapes.to(self.device), copies=votes).float().cpu().numpy()
 
     def label_parts(self, cloud: PointCloud | str | Path, category: str) -> NDArray[np.int64]:
@@ -196,7 +194,7 @@ class Predictor:
             raise unknown("category", category, self.note.classes)
         read, kind = _read(cloud), self.note.classes.index(category)
         shape = self.check_shape(read)
-        with torch.inference_mode(), self._autocast():
+        with torch.inference_mode(), autocast(self.device, self.precision):
             logits = self.model(shape[None].to(self.device), torch.tensor([kind], device=self.device)).float().cpu().numpy()
         (labels,) = limit_to_parts(logits, [kind], self.note.parts)
         rows = self.note.chosen(read.points)
@@ -214,9 +212,6 @@ class Predictor:
     def _require(self, task: Task) -> None:
         if self.note.task != task:
             raise InputError(f"{self.source}: is for the task {self.note.task!r}, not {task!r}")
-
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        return contextlib.nullcontext() if self.precision == "fp32" else torch.autocast(self.device.type, AUTOCAST[self.precision])
 
 
 def _read(cloud: PointCloud | str | Path) -> PointCloud:

@@ -18,7 +18,7 @@ from vsuite.core.training.recipes import resolve
 from vsuite.pointcloud.data.detection import read_detection
 from vsuite.pointcloud.data.frames import Frame
 from vsuite.pointcloud.data.shapes import ShapeData, read_shapes, shape_splits
-from vsuite.pointcloud.detection import DetectionTask, chosen_classes
+from vsuite.pointcloud.detection import DetectionTask
 from vsuite.pointcloud.settings import RunSettings, load_recipe
 from vsuite.pointcloud.shapes import ShapeTask
 
@@ -115,7 +115,10 @@ def _frames(settings: RunSettings) -> tuple[list[Frame], list[Frame]]:
         frames = [frame for frame in read_detection(root).frames if frame.boxes is not None]
         training, held_out = _divided(frames, settings)
     most = min(len(held_out), settings.validation.most or len(held_out))
-    training, held_out = ([chosen_classes(f, settings.sweeps) for f in part if f.boxes is not None] for part in (training, held_out))
+    sweeps = settings.sweeps
+    training, held_out = (
+        [frame.of_classes(sweeps.classes, sweeps.merge) for frame in part if frame.boxes is not None] for part in (training, held_out)
+    )
     if not any(frame.labels for frame in training):
         raise InputError(f"{root}: no box to train on is a {' or '.join(settings.sweeps.classes)}")
     return training, [held_out[i] for i in _every(len(held_out), most)]

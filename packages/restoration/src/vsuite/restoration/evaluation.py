@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from vsuite.core.errors import InputError
 from vsuite.core.evaluation import EvaluationResult, Evaluator
+from vsuite.core.evaluation.writers import json_number
 from vsuite.core.files import write_text
 from vsuite.core.terminal import console, new_table
 from vsuite.restoration.data.pictures import Picture, list_pictures, read_rgb
@@ -196,7 +197,7 @@ def write_evaluation(evaluation: Evaluation, folder: str | Path) -> None:
     content: dict[str, Any] = {
         "conventions": {column: evaluation.conventions.describe(column) for column in _columns(evaluation)},
         "pictures": {method: len(result.rows) for method, result in evaluation.results.items()},
-        "means": {method: {k: _json(v) for k, v in result.summary.items()} for method, result in evaluation.results.items()},
+        "means": {method: {k: json_number(v) for k, v in result.summary.items()} for method, result in evaluation.results.items()},
         "failed": evaluation.failed,
     }
     write_text(Path(folder) / "metrics.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
@@ -204,9 +205,3 @@ def write_evaluation(evaluation: Evaluation, folder: str | Path) -> None:
 
 def _columns(evaluation: Evaluation) -> list[str]:
     return list(dict.fromkeys(column for result in evaluation.results.values() for column in result.summary))
-
-
-def _json(value: float) -> float | str | None:
-    if math.isnan(value):
-        return None
-    return "inf" if math.isinf(value) else value

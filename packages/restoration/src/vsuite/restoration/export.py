@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from vsuite.core import InputError, optimize_for_inference, save_weights
 from vsuite.core.files import atomic_path
+from vsuite.core.onnx import quiet_exporter, require_onnx
 from vsuite.restoration.inference import load_model
 
 TOLERANCE = 1e-3
@@ -37,9 +32,7 @@ def export_onnx(weights: str | Path | None, out: str | Path, *, scale: int | Non
     Raises:
         InputError: if packages are missing, or if the file's output differs by more than `TOLERANCE`.
     """
-    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise InputError(f'ONNX needs {", ".join(missing)}: pip install "vsuite-restoration[export]"')
+    require_onnx("vsuite-restoration")
     out = _checked(out, (".onnx",))
     model = load_model(weights, scale).eval()
     channels = int(getattr(model, "in_channels", 3))
@@ -47,7 +40,7 @@ def export_onnx(weights: str | Path | None, out: str | Path, *, scale: int | Non
     batch, height, width = (torch.export.Dim(name, min=least) for name, least in (("batch", 1), ("height", 2), ("width", 2)))
     example = torch.rand(2, channels, 2 * window + 1, 3 * window + 2)  # sides that no rule takes for fixed
     try:
-        with _quiet(), torch.no_grad():
+        with quiet_exporter(), torch.no_grad():
             program = torch.onnx.export(
                 optimize_for_inference(model),
                 (example,),
@@ -106,16 +99,3 @@ def _checked(out: str | Path, suffixes: tuple[str, ...]) -> Path:
     if out.is_dir():
         raise InputError(f"{out}: is a folder")
     return out
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporter's notes on its own workings."""
-    before: Any = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

@@ -24,16 +24,18 @@ def write_json(result: EvaluationResult, path: str | Path, facts: Mapping[str, A
     content = {
         **(facts or {}),
         "num_samples": len(result.rows),
-        "summary": {column: _json(value) for column, value in result.summary.items()},
+        "summary": {column: json_number(value) for column, value in result.summary.items()},
         "counts": result.counts,
         "samples": [
-            {"index": row.index, "name": row.name, **{column: _json(value) for column, value in row.values.items()}} for row in result.rows
+            {"index": row.index, "name": row.name, **{column: json_number(value) for column, value in row.values.items()}}
+            for row in result.rows
         ],
     }
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
-def _json(value: float) -> float | str | None:
+def json_number(value: float) -> float | str | None:
+    """A number as JSON can hold it: NaN as null, infinities as "inf" and "-inf"."""
     if math.isnan(value):
         return None
     return str(value) if math.isinf(value) else value

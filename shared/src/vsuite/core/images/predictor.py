@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import glob
 import io
@@ -17,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vsuite.core.devices import pick_device
+from vsuite.core.devices import autocast, pick_device
 from vsuite.core.errors import InputError, unknown
 from vsuite.core.files import write_text
 from vsuite.core.images.classifier import load_classifier, probabilities
@@ -28,7 +27,6 @@ from vsuite.core.images.preprocessing import preprocess, restore
 from vsuite.core.optimize import optimize_for_inference
 
 Precision = Literal["fp32", "bf16", "fp16"]
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 PICTURES = 32  # images on the contact sheet
 THRESHOLD = 0.5  # from which on a class of a multi-label model counts as found
 
@@ -124,14 +122,11 @@ class Predictor:
 
     def scores(self, images: Tensor) -> NDArray[np.float32]:
         """Preprocessed images B, C, H, W -> probabilities B, K."""
-        with torch.inference_mode(), self._autocast():
+        with torch.inference_mode(), autocast(self.device, self.precision):
             found = probabilities(self.model(images.to(self.device)), multi_label=self.multi_label).cpu().numpy()
         if not np.isfinite(found).all():
             raise InputError(f"{self.source}: the network gives values that are not finite; try precision fp32, or other weights")
         return found
-
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        return contextlib.nullcontext() if self.precision == "fp32" else torch.autocast(self.device.type, AUTOCAST[self.precision])
 
 
 def find_images(inputs: Sequence[str | Path]) -> list[Sample]:

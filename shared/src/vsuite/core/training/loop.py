@@ -15,6 +15,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import BaseLoop
 from torch import Tensor, nn
 
+from vsuite.core.devices import autocast
 from vsuite.core.errors import InputError
 from vsuite.core.training.data import to_device
 from vsuite.core.training.interrupt import deferred_interrupt
@@ -31,16 +32,13 @@ class AutocastOptimiser(OptimWrapper):
     def __init__(self, optimizer: torch.optim.Optimizer, settings: TrainingSettings, device: torch.device) -> None:
         super().__init__(optimizer, accumulative_counts=settings.accumulate)
         self.device = device
-        self.dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[settings.precision]
+        self.precision = settings.precision
         self.largest_norm = settings.clip_gradients
         self.scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
 
-    def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        return torch.autocast(self.device.type, dtype=self.dtype) if self.dtype else contextlib.nullcontext()
-
     @contextlib.contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
-        with super().optim_context(model), self.autocast():
+        with super().optim_context(model), autocast(self.device, self.precision):
             yield
 
     def backward(self, loss: Tensor, **kwargs: Any) -> None:

@@ -25,7 +25,7 @@ from mmengine.visualization import Visualizer
 from pydantic import BaseModel
 from torch import nn
 
-from vsuite.core.devices import pick_device
+from vsuite.core.devices import autocast, pick_device
 from vsuite.core.errors import InputError
 from vsuite.core.files import remove_leftovers, writing
 from vsuite.core.training import checkpoint, processes, progress
@@ -229,7 +229,7 @@ class TrainingRunner(Runner):
     def _fail(self, step: int, what: str) -> None:
         kept = self.folder / "checkpoints" / "last.pth"
         remedy = "try a lower learning_rate, clip_gradients, a longer warm-up" + (
-            "" if self.optim_wrapper.dtype is None else ", precision fp32"
+            "" if self.settings.precision == "fp32" else ", precision fp32"
         )
         raise InputError(f"step {step}: {what}; {remedy}" + (f"; {kept} is from before and stays" if kept.exists() else ""))
 
@@ -251,7 +251,7 @@ class TrainingRunner(Runner):
         model = self.evaluated
         processes.share_buffers(model)
         model.eval()
-        with checkpoint.random_state_kept(self.device), torch.no_grad(), self.optim_wrapper.autocast():
+        with checkpoint.random_state_kept(self.device), torch.no_grad(), autocast(self.device, self.settings.precision):
             found = {} if self.best.metric is None else self.task.validate(model, self.device, self.rank, self.world_size)
             metrics = processes.from_rank_0({name: float(value) for name, value in found.items()})
             improved = self.best.update(self.step, metrics)

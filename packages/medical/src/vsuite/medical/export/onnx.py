@@ -6,10 +6,7 @@ ONNX and TorchScript files are compared with the network before they appear unde
 from __future__ import annotations
 
 import io
-import logging
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +16,7 @@ from torch import Tensor, nn
 
 from vsuite.core import InputError, optimize_for_inference, save_weights
 from vsuite.core.files import atomic_path
+from vsuite.core.onnx import quiet_exporter, require_onnx
 from vsuite.medical.export.contract import Contract, contract_of, write_contract
 from vsuite.medical.export.source import model_and_plan
 from vsuite.medical.inference.predictor import Source
@@ -73,7 +71,7 @@ def export_onnx(
         InputError: if packages are missing, for a window that the network does not take, or if the file's logits differ
             from the network's by more than `TOLERANCE`; nothing is left behind then.
     """
-    _require("onnx", "onnxscript", "onnxruntime")
+    require_onnx("vsuite-medical")
     path = _checked(out_path, (".onnx",))
     if batch is not None and batch < 1:
         raise InputError(f"batch must be 1 or more; got {batch}")
@@ -83,7 +81,7 @@ def export_onnx(
     # Every free axis has a name of its own; those of the size are found by the exporter, which knows what they must divide into.
     size_axes = dict.fromkeys((2, 3, 4), torch.export.Dim.AUTO) if dynamic_size else {}
     axes: dict[int, Any] = size_axes | ({0: torch.export.Dim("batch", min=1)} if batch is None else {})
-    with _quiet(), torch.no_grad():
+    with quiet_exporter(), torch.no_grad():
         program = torch.onnx.export(
             optimize_for_inference(model),
             (example,),
@@ -126,7 +124,7 @@ def export_torchscript(
     """
     path = _checked(out_path, (".ts", ".pt"))
     model, contract = _prepare(weights, window, overlap, blend)
-    with _quiet(), torch.no_grad():
+    with quiet_exporter(), torch.no_grad():
         traced = torch.jit.trace(optimize_for_inference(model), _random(2, contract), check_trace=False)
     buffer = io.BytesIO()
     torch.jit.save(traced, buffer, _extra_files={"contract.json": contract.model_dump_json().encode()})
@@ -206,28 +204,3 @@ def _onnx_runner(path: Path) -> Callable[[Tensor], Tensor]:
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return lambda example: torch.from_numpy(session.run(None, {"image": example.numpy()})[0])
-
-
-def _require(*packages: str) -> None:
-    import importlib.util
-
-    missing = [name for name in packages if importlib.util.find_spec(name) is None]
-    if missing:
-        raise InputError(f'ONNX export needs {", ".join(missing)}: pip install "vsuite-medical[export]"')
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporters warn of packages that we do not use and of checks on sizes that are meant to be constant."""
-    names = ("torch.onnx", "onnxscript", "onnx_ir")
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

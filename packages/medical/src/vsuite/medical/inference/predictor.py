@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vsuite.core import load_published, optimize_for_inference
-from vsuite.core.devices import pick_device
+from vsuite.core.devices import autocast, pick_device
 from vsuite.core.errors import InputError, unknown
 from vsuite.core.files import atomic_path
 from vsuite.core.weights import find_weights, read_metadata
@@ -32,7 +32,6 @@ from vsuite.medical.preprocess import Prepared, preprocess
 
 Source = str | Path | tuple[nn.Module, Plan]
 Precision = Literal["fp32", "bf16", "fp16"]
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # What the models of an ensemble must have in common; their networks may differ.
 SHARED = ("channels", "normalisation", "labels", "regions_class_order", "spacing", "axes", "patch_size")
 
@@ -183,7 +182,7 @@ class Predictor:
     def logits(self, windows: Tensor) -> Tensor:
         """Mean logits of all models and mirrorings: B, C, D, H, W -> B, K, D, H, W, float32."""
         total: Tensor | None = None
-        with torch.inference_mode(), self._autocast():
+        with torch.inference_mode(), autocast(self.device, self.precision):
             for model, flips in itertools.product(self.models, self.mirrors):
                 output = model(windows.flip(flips) if flips else windows)
                 if output.shape[1] != self.plan.num_outputs:
@@ -194,11 +193,6 @@ class Predictor:
             assert total is not None
             count = len(self.models) * len(self.mirrors)
             return total if count == 1 else total.div_(count)
-
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        if self.precision == "fp32":
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, AUTOCAST[self.precision])
 
     def _prepare(self, image: Any, affine: FloatArray | None) -> tuple[Prepared, Any]:
         """The network's input. The volume as read is let go of on return: it is as large as the input itself."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -87,6 +87,13 @@ class Frame:
         chosen = np.arange(len(self.boxes))[keep]
         attributes = {name: values[chosen] for name, values in self.attributes.items()}
         return replace(self, boxes=self.boxes[chosen], labels=[self.labels[i] for i in chosen], attributes=attributes)
+
+    def of_classes(self, classes: Sequence[str], merge: Mapping[str, str]) -> Frame:
+        """The frame with the boxes of these classes alone, after renaming classes by `merge`."""
+        if self.labels is None:
+            return self
+        names = [merge.get(name, name) for name in self.labels]
+        return replace(self, labels=names).select(np.array([name in classes for name in names], dtype=bool))
 
 
 @dataclass

@@ -7,7 +7,6 @@ ScatterElements, Where), so the file needs no custom operator, for any number of
 from __future__ import annotations
 
 import copy
-import warnings
 from pathlib import Path
 
 import torch
@@ -16,6 +15,7 @@ from torch.nn import functional as F
 
 from vsuite.core.errors import InputError
 from vsuite.core.files import atomic_path
+from vsuite.core.onnx import quiet_exporter
 from vsuite.pointcloud.models.flatformer import FlatFormer, FlatFormerLayer, inverse_orders, window_orders
 
 TOLERANCE = 1e-3
@@ -85,8 +85,7 @@ def export_encoder(encoder: FlatFormer, path: str | Path) -> float:
     graph = EncoderGraph(encoder)
     cells = encoder.grid[0] * encoder.grid[1]
     voxels = torch.export.Dim("voxels", min=1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's notes on its own workings
+    with quiet_exporter():
         program = torch.onnx.export(
             graph,
             _example(encoder, min(2 * encoder.group_size + 1, cells)),

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from vsuite.pointcloud.data.frames import in_box
 from vsuite.pointcloud.viewer.scene import Scene
 
 Facts = list[tuple[str, str]]  # names and values, ready to be shown
@@ -39,7 +40,7 @@ def box_facts(scene: Scene, index: int, truth: bool = False) -> Facts:
 
 def points_inside(points: np.ndarray, box: np.ndarray) -> int:
     """How many points lie in one box."""
-    return int((np.abs(in_box_frame(points, box)) <= box[3:6] / 2).all(1).sum())
+    return int(in_box(points, box).sum())
 
 
 def in_box_frame(vectors: np.ndarray, box: np.ndarray, *, directions: bool = False) -> np.ndarray:
