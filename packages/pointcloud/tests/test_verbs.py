@@ -281,3 +281,53 @@ def test_export(capsys, detector: Path, classifier: Path, tmp_path: Path) -> Non
     code, _, err = vsuite(capsys, "export", "--weights", detector, "--out", tmp_path / "d.txt")
     assert code == 2
     assert "must end in .onnx" in err
+
+
+def write_shapenetpart(root: Path) -> Path:
+    """Laptops and tables of 40 points in ShapeNetPart's layout, the part told by the height."""
+    rng = np.random.default_rng(0)
+    (root / "train_test_split").mkdir(parents=True)
+    for split, count in {"train": 4, "val": 2, "test": 2}.items():
+        names = [f"{folder}/{split}{i}" for folder in ("03642806", "04379243") for i in range(count)]
+        (root / "train_test_split" / f"shuffled_{split}_file_list.json").write_text(json.dumps([f"shape_data/{name}" for name in names]))
+        for name in names:
+            (root / name).parent.mkdir(exist_ok=True)
+            points = rng.uniform(-1, 1, (40, 3))
+            parts = (28 if name.startswith("036") else 47) + (points[:, 2] > 0)
+            np.savetxt(root / f"{name}.txt", np.column_stack([points, np.tile([0, 0, 1], (40, 1)), parts]), fmt="%.5f")
+    return root
+
+
+def test_parts_are_evaluated_and_exported(capsys, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    from vsuite.pointcloud.training import resolve_settings, train
+
+    recipe = TINY_CLASSIFIER | {
+        "name": "tiny_parts",
+        "task": "parts",
+        "model": "gpsformer_parts",
+        "options": {"stem_dim": 8, "widths": [8, 8], "num_neighbours": 4, "num_samples": [4, 4, 4]},
+        "shapes": {"points": 32},
+    }
+    recipe["training"] = recipe["training"] | {"best_metric": "instance_miou"}
+    data = write_shapenetpart(tmp_path / "data")
+    settings = resolve_settings(data=data, recipe=write_recipe(tmp_path, recipe))
+    train(settings, tmp_path / "run", device="cpu", say=lambda _: None)
+
+    code, out, _ = vsuite(capsys, "evaluate", "--data", data, "--weights", tmp_path / "run", "--split", "test", "--out", tmp_path / "scores")
+    assert code == 0
+    assert "instance_miou: mean over shapes" in " ".join(out.split())
+    found = json.loads((tmp_path / "scores" / "metrics.json").read_text())
+    assert found["count"] == 4
+    laptops, tables = found["categories"]["rows"]
+    assert (laptops["name"], laptops["shapes"], tables["name"], tables["shapes"]) == ("Laptop", 2, "Table", 2)
+    instance, by_class = (row["percent"] for row in found["parts"]["rows"])
+    assert instance == by_class == pytest.approx((laptops["iou"] + tables["iou"]) / 2)
+    # A table has a third part, which neither the truth nor a guess limited to the table's parts need have.
+    predictor = Predictor(tmp_path / "run")
+    table = read_cloud(data / "04379243" / "test0.txt", columns=["x", "y", "z", "nx", "ny", "nz", "label"])
+    assert set(predictor.label_parts(table, "Table")) <= {47, 48, 49}
+
+    assert vsuite(capsys, "export", "--weights", tmp_path / "run", "--out", tmp_path / "parts.onnx")[0] == 0
+    session = onnxruntime.InferenceSession(tmp_path / "parts.onnx", providers=["CPUExecutionProvider"])
+    assert [value.name for value in session.get_inputs()] == ["points", "category"]

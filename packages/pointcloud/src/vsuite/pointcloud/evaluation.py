@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from vsuite.pointcloud.inference import Predictor, named
 from vsuite.pointcloud.metrics.detection import Found, Truths
 from vsuite.pointcloud.metrics.kitti import kitti_ap, kitti_definition
 from vsuite.pointcloud.metrics.nuscenes import nuscenes_ap, nuscenes_definition
-from vsuite.pointcloud.metrics.shapes import DEFINITIONS, classification_scores, confusion
+from vsuite.pointcloud.metrics.shapes import DEFINITIONS, classification_scores, confusion, mean_ious, shape_ious
 from vsuite.pointcloud.metrics.waymo import waymo_ap, waymo_definition
 from vsuite.pointcloud.settings import Task
 
@@ -126,6 +126,19 @@ def evaluate_classes(predicted: Sequence[int], true: Sequence[int], classes: Seq
     )
 
 
+def evaluate_parts(predictor: Predictor, shapes: Iterable[PointCloud], categories: Sequence[int]) -> Evaluation:
+    """IoU of the parts of shapes with a column "label", all of their points compared: means, and a row a category, in percent."""
+    parts, names, ious = predictor.note.parts, predictor.note.classes, []
+    for shape, category in zip(shapes, categories, strict=True):
+        found = predictor.label_parts(shape, names[category])
+        ious.append(shape_ious(found[None], shape.columns["label"][None].astype(np.int64), [category], parts)[0])
+    scores = mean_ious(ious, categories)
+    means = [{"figure": name, "percent": 100 * scores[name]} for name in ("instance_miou", "class_miou")]
+    rows = [{"name": names[kind], "iou": 100 * iou, "shapes": categories.count(kind)} for kind, iou in scores["categories"].items()]
+    about = "; ".join(f"{name}: {DEFINITIONS[name]}" for name in ("instance_miou", "class_miou"))
+    return Evaluation(len(ious), {"parts": (about, means), "categories": ("iou: mean IoU of the category's shapes", rows)})
+
+
 def print_evaluation(evaluation: Evaluation, shown: Mapping[str, Any] | None = None) -> None:
     """Prints each table, and its definition below. `shown` limits rows to those with these values, such as {"band": "all"}."""
     for title, (definition, rows) in evaluation.tables.items():
@@ -193,11 +206,11 @@ def judge_model(
                 found = named(predictor.detect(cloud, score_threshold=0.05), predictor.note.classes)
                 pairs.append((truths_of(known(frame, classes or predictor.note.classes), cloud), found_of(found)))
         return evaluate_boxes(pairs, metrics, overlaps)
-    if predictor.note.task == "parts":
-        raise InputError("parts are evaluated in training alone so far; give weights for the task detect or classify")
     shapes = read_shapes(data, split or _default_split(shape_splits(data)))
     if list(shapes.class_names) != predictor.note.classes:
         raise InputError(f"{data}: its classes {', '.join(shapes.class_names)} are not the model's, {', '.join(predictor.note.classes)}")
+    if predictor.note.task == "parts":
+        return evaluate_parts(predictor, [shapes[i] for i in range(len(shapes))], shapes.labels.tolist())
     scores = [predictor.classify([shapes[i]], votes=votes)[0] for i in range(len(shapes))]
     return evaluate_classes([int(row.argmax()) for row in scores], shapes.labels.tolist(), predictor.note.classes)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vsuite.core import InputError, save_weights
 from vsuite.core.files import atomic_path
@@ -18,7 +18,7 @@ TOLERANCE = 1e-3
 
 
 def export_onnx(weights: str | Path, out: str | Path) -> str:
-    """Writes what can be a graph: a classifier of shapes whole, of a detector with pillars the encoder, sorting and all.
+    """Writes what can be a graph: a network of shapes whole, of a detector with pillars the encoder, sorting and all.
 
     The file appears only once onnxruntime has given the model's output.
 
@@ -43,17 +43,22 @@ def export_onnx(weights: str | Path, out: str | Path) -> str:
 
         difference = export_encoder(encoder, out)
         return f"{out}: the encoder, from voxel features and coordinates to the map; differs from the model by at most {difference:.1e}"
+    inputs = {"points": _clouds(note.points)}
     if note.task == "parts":
-        raise InputError(f"{weights}: part segmentation is not exported so far; classifiers and detectors are")
-    return f"{out}: differs from the model by at most {_export_classifier(model, out, note.points):.1e}"
+        inputs["category"] = torch.tensor([0, len(note.classes) - 1])
+    return f"{out}: takes {' and '.join(inputs)}; differs from the model by at most {_export_network(model, inputs, out):.1e}"
 
 
-def _export_classifier(model: nn.Module, out: Path, points: int) -> float:
-    generator = torch.Generator().manual_seed(0)
-    clouds = torch.rand(2, points, 3, generator=generator) * 2 - 1
-    clouds = clouds / clouds.norm(dim=-1).amax(dim=1)[:, None, None]
+def _clouds(points: int) -> Tensor:
+    """Two clouds in the unit sphere, to trace with and to compare: 2, points, 3."""
+    clouds = torch.rand(2, points, 3, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    return clouds / clouds.norm(dim=-1).amax(dim=1)[:, None, None]
+
+
+def _export_network(model: nn.Module, inputs: dict[str, Tensor], out: Path) -> float:
+    values = tuple(inputs.values())
     with quiet_exporter():
-        program = torch.onnx.export(model, (clouds,), input_names=["points"], output_names=["logits"], dynamo=True, verbose=False)
+        program = torch.onnx.export(model, values, input_names=[*inputs], output_names=["logits"], dynamo=True, verbose=False)
     assert program is not None
     with atomic_path(out) as temporary:
         import onnxruntime
@@ -61,7 +66,7 @@ def _export_classifier(model: nn.Module, out: Path, points: int) -> float:
         program.save(temporary)
         session = onnxruntime.InferenceSession(temporary, providers=["CPUExecutionProvider"])
         with torch.inference_mode():
-            (found,), wanted = session.run(None, {"points": clouds.numpy()}), model(clouds)
+            (found,), wanted = session.run(None, {name: value.numpy() for name, value in inputs.items()}), model(*values)
         difference = float((torch.from_numpy(found) - wanted).abs().max())
         if not difference <= TOLERANCE:
             raise InputError(f"{out}: not written, as its output differs from the model's by {difference:.1e}")

@@ -135,7 +135,7 @@ def interpolate_three(points: Tensor, queries: Tensor, features: Tensor) -> Tens
     """
     index = nearest_points(points, queries, min(3, points.shape[1]))
     distance = (gather_points(points.float(), index) - queries.float().unsqueeze(2)).square().sum(-1, keepdim=True)  # B, M, 3, 1
-    weight = 1 / (distance + 1e-8)
+    weight = 1 / (1e8 * distance + 1)  # up to scale, which divides out; ONNX's optimiser drops the addition of 1e-8
     weight = (weight / weight.sum(2, keepdim=True)).to(features.dtype)
     return (gather_points(features, index) * weight).sum(2)
 
@@ -308,6 +308,8 @@ def plain_balls(points: Tensor, centres: Tensor, radii: Sequence[float], num_sam
 def plain_nearest(points: Tensor, queries: Tensor, k: int) -> Tensor:
     """`nearest_points` by torch operators; points and queries: float32."""
     distance = _squared(points.unsqueeze(1), queries.unsqueeze(2))  # B, M, N
+    if torch.compiler.is_exporting():  # ONNX has no stable sort, but its TopK takes the first of equals
+        return distance.topk(k, dim=2, largest=False, sorted=True).indices
     return distance.sort(dim=2, stable=True).indices[..., :k]
 
 
