@@ -14,8 +14,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vsuite.core import create_model
 from vsuite.core.errors import InputError
+from vsuite.core.images import files
 from vsuite.core.images.augmentation import OPERATIONS, AugmentationSettings, RandAugmentSettings, augment, mix, random_crop
+from vsuite.core.images.classifier import freeze_backbone
 from vsuite.core.images.datasets import check_for_training, check_images, divide, natural, read_dataset
 from vsuite.core.images.files import read_image
 from vsuite.core.images.metrics import average_precision, classification_metrics, confusion_matrix, ranks, roc_auc, truth_table
@@ -480,3 +483,44 @@ def test_mended_augmentation_converts_the_channels_of_any_type(dtype: type, inte
     still = AugmentationSettings(crop_scale=(1, 1), crop_ratio=(1, 1), flip=0)
     found = augment(pixels, still, preprocessing, np.random.default_rng(0))
     torch.testing.assert_close(found, preprocess(pixels, preprocessing))
+
+
+def test_groups_are_never_divided(tmp_path: Path) -> None:
+    lines = ["path,label,group", *(f"{i}.png,{'ab'[i % 2]},patient {i // 3}" for i in range(30))]
+    (tmp_path / "t.csv").write_text("\n".join(lines) + "\n")
+    dataset = read_dataset(tmp_path / "t.csv")
+    assert dataset.classes == ["a", "b"]
+    parts = divide(dataset, 0.3, 0).splits
+    groups = {split: {sample.group for sample in samples} for split, samples in parts.items()}
+    assert len(groups["val"]) == 3
+    assert not groups["train"] & groups["val"]
+    assert sum(map(len, parts.values())) == 30
+
+
+def test_a_registered_reader_takes_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "_READERS", {})
+    path = tmp_path / "a.raw.gz"
+    path.write_bytes(b"\x07")
+    assert not files.is_image(path)
+
+    @files.register_reader(".raw.gz")
+    def read(path: Path) -> np.ndarray:
+        return np.full((2, 3), path.read_bytes()[0], np.uint8)
+
+    assert files.is_image(path)
+    assert files.read_image(path).tolist() == [[[7]] * 3] * 2
+    files.register_reader(".raw.gz")(lambda path: np.full((2, 3), 7.0))
+    with pytest.raises(InputError, match="from 0 to 1"):
+        files.read_image(path)
+
+
+def test_a_frozen_backbone_keeps_its_weights_and_statistics() -> None:
+    model = create_model("resnet18", num_classes=3)
+    freeze_backbone(model, frozenset({"fc.weight", "fc.bias"}))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.train()
+    optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1)
+    model(torch.randn(2, 3, 32, 32)).square().sum().backward()
+    optimiser.step()
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {"fc.weight", "fc.bias"}

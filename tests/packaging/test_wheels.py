@@ -24,7 +24,7 @@ PACKAGES = {
 }
 FOLDERS = {"vsuite": "."} | {name: folder for name, (folder, _) in PACKAGES.items()}
 IMPORTS = [package for _, package in PACKAGES.values()]
-COMMANDS = ("vsuite-medical", "vsuite-pointcloud", "vsuite-restore")
+COMMANDS = ("vsuite-medical", "vsuite-pointcloud", "vsuite-pose", "vsuite-restore")
 
 
 def project(folder: str) -> dict:

@@ -113,7 +113,7 @@ def test_empty_trailing_axes_are_no_channels(shape, predict, save, tmp_path):
 def test_missing_and_empty_folders(predict, invoke, weights, recipe, tmp_path):
     (tmp_path / "empty").mkdir()
     predict(tmp_path / "none").refused("none: no such file or folder")
-    predict(tmp_path / "empty").refused("empty: holds no NIfTI files (.nii.gz or .nii)")
+    predict(tmp_path / "empty").refused("empty: holds no images (.nii.gz, .nii, ")
     for folder, message in (("none", "no such file or folder"), ("empty", "not a data set")):
         invoke("train", "--data", tmp_path / folder, "--recipe", recipe, "--out", tmp_path / "run").refused(folder, message)
     for pair in (("none", "empty"), ("empty", "none"), ("empty", "empty")):

@@ -256,7 +256,7 @@ def test_unusable_label_names(tmp_path: Path) -> None:
 
 def test_wrong_input(folders: tuple[Path, Path], tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="no NIfTI files"):
+    with pytest.raises(InputError, match="no label maps"):
         evaluate((tmp_path / "empty", folders[1]))
     with pytest.raises(InputError, match="no such file or folder"):
         evaluate((tmp_path / "nowhere", folders[1]))

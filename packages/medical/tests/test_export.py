@@ -208,7 +208,7 @@ def test_wrong_input_is_refused_before_anything_is_written(tmp_path: Path) -> No
         (lambda: export_onnx((model, plan), tmp_path / "network.pb"), r"\.onnx"),
         (lambda: export_onnx((model, plan), tmp_path / "network.onnx", batch=0), "batch"),
         (lambda: export_onnx((model, plan), tmp_path / "network.onnx", window=(24, 32)), "three numbers"),
-        (lambda: export_onnx((model, plan), tmp_path / "network.onnx", window=(1, 1, 1)), "voxels up"),
+        (lambda: export_onnx((model, plan), tmp_path / "network.onnx", window=(2, 1, 1)), "voxels up"),
         (lambda: export_torchscript((model, make_plan(**REGIONS)), tmp_path / "network.ts"), "4"),
         (
             lambda: export_torchscript((make_model(plan, num_classes=7), plan), tmp_path / "network.ts"),

@@ -275,7 +275,7 @@ def test_what_is_wrong_shows_before_the_first_case(tmp_path, image):
     with refused("mixes .nii and .nii.gz"):
         find_cases(tmp_path / "mixed", plan)
     (tmp_path / "empty").mkdir()
-    with refused("holds no NIfTI files"):
+    with refused("holds no images"):
         find_cases(tmp_path / "empty", plan)
     with refused("no such file or folder"):
         find_cases(tmp_path / "nowhere", plan)

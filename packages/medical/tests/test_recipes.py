@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import yaml
 
 from vsuite.core import create_model, save_weights
 from vsuite.core.errors import InputError
+from vsuite.core.training.optimiser import make_optimiser
 from vsuite.core.training.schedules import get_schedule
 from vsuite.core.training.settings import TrainingSettings, write_settings
 from vsuite.medical.data.planning import save_plan
@@ -20,7 +22,7 @@ from vsuite.medical.recipes import RecipeSettings, brats_learning_rate, find_pla
 
 
 def test_every_shipped_recipe_loads() -> None:
-    assert list_recipes() == ["brats2017", "demo", "generic", "hippocampus"]
+    assert list_recipes() == ["acdc", "brats2017", "demo", "generic", "generic_slices", "hippocampus", "hippocampus_slices", "synapse"]
     for name in list_recipes():
         assert load_recipe(name).name == name
 
@@ -36,6 +38,33 @@ def test_brats2017_is_the_published_one() -> None:
     assert [stop - start for start, stop in plan.crop or ()] == [128, 128, 128]
     assert (recipe.validation.window, recipe.validation.blend) == ((128, 128, 128), "constant")
     assert (augmentation.gibbs, augmentation.gibbs_probability) == ((0.5, 0.5), 1.0)
+
+
+def test_synapse_is_the_published_one() -> None:
+    recipe = load_recipe("synapse")
+    training, augmentation, plan = recipe.training, recipe.augmentation, find_plan("synapse")
+    assert (training.optimiser, training.learning_rate, training.momentum, training.weight_decay) == ("sgd", 0.01, 0.9, 1e-4)
+    assert (training.epochs, training.batch_size, training.seed, training.decay_norms_and_biases) == (150, 24, 1234, True)
+    assert training.total_steps(2211) == 13819  # 150 epochs of 2211 slices; the authors' 93 a epoch count a part of a batch as one
+    assert (training.best_metric, recipe.loss, recipe.validation.convention) == (None, "transunet_dice_ce", "paper:transunet")
+    assert (augmentation.turn_probability, augmentation.rotation_probability) == (0.5, 0.5)
+    assert (plan.is_2d, plan.zoom_slices, plan.patch_size, plan.num_outputs, plan.spacing) == (True, True, (1, 224, 224), 9, None)
+
+
+def test_the_polynomial_decay_runs_a_step_behind() -> None:
+    settings = TrainingSettings(steps=100, learning_rate=0.01, schedule="transunet_poly", optimiser="sgd")
+    rates = [get_schedule("transunet_poly")(step, 100, settings) for step in range(100)]
+    assert rates[0] == rates[1] == 0.01
+    assert rates[51] == pytest.approx(0.01 * 0.5**0.9)
+    assert all(before > after > 0 for before, after in itertools.pairwise(rates[1:]))
+
+
+def test_gradient_descent_decays_every_weight_as_published() -> None:
+    settings = load_recipe("synapse").training
+    optimiser = make_optimiser(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.LayerNorm(2)), settings)
+    assert isinstance(optimiser, torch.optim.SGD)
+    (group,) = [group for group in optimiser.param_groups if group["weight_decay"]]
+    assert (len(group["params"]), group["lr"], group["momentum"], group["nesterov"]) == (4, 0.01, 0.9, False)
 
 
 def test_unknown_names_and_misspelt_keys_are_named(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ from monai.transforms import Transform
 from torch import Tensor, nn
 
 from vsuite.core.errors import InputError
-from vsuite.medical.data.nifti import Volume, read_image, write_label
+from vsuite.medical.data.files import label_ending, read_image, write_label
+from vsuite.medical.data.nifti import Volume, is_nifti
 from vsuite.medical.inference.files import find_cases
 from vsuite.medical.inference.predictor import Predictor
 from vsuite.medical.inference.restore import restore_label
@@ -109,7 +110,7 @@ class LabelOnFileGrid(Transform):
 
 
 class SaveLabel(Transform):
-    """Writes `pred`, a label map 1, X, Y, Z, to `<output_dir>/<case>.nii.gz` under the header of its image."""
+    """Writes `pred`, a label map 1, X, Y, Z, to `<output_dir>/<case>.nii.gz` (`.png` of a picture) under the header of its image."""
 
     def __init__(self, output_dir: str | Path) -> None:
         self.output_dir = Path(output_dir)
@@ -118,8 +119,9 @@ class SaveLabel(Transform):
         label = data["pred"]
         source = Path(label.meta["filename_or_obj"])
         array = _plain(label).numpy()
-        like = Volume(array, label.affine.numpy(), nib.load(source).header, source)
-        write_label(self.output_dir / f"{label.meta['case']}.nii.gz", array[0], like)
+        header = nib.load(source).header if is_nifti(source) else None
+        like = Volume(array, label.affine.numpy(), header, source)
+        write_label(self.output_dir / f"{label.meta['case']}{label_ending(source)}", array[0], like)
         return data
 
 

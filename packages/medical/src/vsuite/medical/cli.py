@@ -19,6 +19,10 @@ PlanOption = Annotated[
     str | None,
     typer.Option("--plan", help="For weights that hold none, such as the authors': a plan.yaml, or the recipe (brats2017)."),
 ]
+Task = Annotated[
+    Literal["segmentation", "classification"] | None,
+    typer.Option("--task", help="segmentation or classification [default: that of the weights, else segmentation]."),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is in the output.")]
 Overlap = Annotated[float, typer.Option("--overlap", help="Of neighbouring windows, 0 to below 1.")]
 Blend = Annotated[Literal["gaussian", "constant"], typer.Option("--blend", help="Weights of overlapping windows.")]
@@ -27,7 +31,14 @@ Blend = Annotated[Literal["gaussian", "constant"], typer.Option("--blend", help=
 @app.command()
 def train(
     data: OptionalData = None,
-    recipe: Annotated[str | None, typer.Option("--recipe", help="brats2017, generic (default), hippocampus, or a YAML file.")] = None,
+    task: Annotated[
+        Literal["segmentation", "classification", "pretraining"],
+        typer.Option("--task", help="segmentation of volumes, classification of pictures, or pretraining without labels."),
+    ] = "segmentation",
+    recipe: Annotated[
+        str | None,
+        typer.Option("--recipe", help="generic or, of 2D models, generic_slices (defaults), synapse, ..., or a YAML file."),
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Run folder [default: runs/DATASET-RECIPE].")] = None,
     config: options.Config = None,
     model: options.OptionalModel = None,
@@ -39,18 +50,43 @@ def train(
     precision: options.OptionalPrecision = None,
     batch_size: options.OptionalBatchSize = None,
     seed: options.OptionalSeed = None,
+    freeze: Annotated[
+        Literal["none", "backbone"] | None, typer.Option("--freeze", help="Classification: backbone trains the head alone, a linear probe.")
+    ] = None,
     resume: options.Resume = False,
     overrides: options.Set = [],  # noqa: B006
 ) -> None:
     """Train on a data set, by a recipe."""
+    if task != "segmentation":
+        from vsuite.medical.classification import commands
+
+        commands.refuse(task, {"split": split, "fold": fold is not None, "folds": folds})
+        chosen = {"model": model, "training.precision": precision, "training.batch_size": batch_size, "training.seed": seed}
+        commands.train(
+            task,
+            data=data,
+            recipe=recipe,
+            out=out,
+            config=config,
+            weights=weights,
+            device=device,
+            resume=resume,
+            freeze=freeze,
+            chosen=chosen,
+            overrides=overrides,
+        )
+        return
+    if freeze is not None:
+        raise InputError("--freeze: only with --task classification")
     from vsuite.medical.training import resolve_settings
     from vsuite.medical.training import train as run_training
 
-    chosen = {"plan.model": model, "training.precision": precision, "training.batch_size": batch_size, "training.seed": seed}
+    chosen = {"training.precision": precision, "training.batch_size": batch_size, "training.seed": seed}
     settings = resolve_settings(
         data=data,
         recipe=recipe,
         config=options.settings_of_run(out, config, recipe, resume=resume),
+        model=model,
         overrides=options.overrides_of(chosen, overrides),
         weights=weights,
         split=None if split is None else str(split),
@@ -68,8 +104,9 @@ def _metrics(values: dict[str, float]) -> str:
 
 @app.command()
 def predict(
-    inputs: Annotated[list[Path], typer.Argument(metavar="IMAGES...", help="NIfTI files, or a folder of them.")],
+    inputs: Annotated[list[Path], typer.Argument(metavar="IMAGES...", help="NIfTI files (to classify: pictures), or a folder of them.")],
     weights: options.Ensemble,
+    task: Task = None,
     out: options.Out = Path("predictions"),
     plan: PlanOption = None,
     device: options.Device = "auto",
@@ -77,6 +114,12 @@ def predict(
     batch_size: options.OptionalBatchSize = None,
     overlap: Overlap = 0.5,
     blend: Blend = "gaussian",
+    slice_zoom: Annotated[
+        bool | None,
+        typer.Option(
+            "--slice-zoom/--slice-windows", help="2D: zoom whole slices to the network's size, or cover them [default: as trained]."
+        ),
+    ] = None,
     mirror: Annotated[bool, typer.Option("--mirror", help="Average over mirrored images; slower, a little better.")] = False,
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Also write class probabilities (.npy, float16).")] = False,
     nearest: Annotated[bool, typer.Option("--nearest", help="Resample labels, not logits: faster, rougher edges.")] = False,
@@ -84,10 +127,22 @@ def predict(
         list[str], typer.Option("--largest-component", help="Keep the largest part of this label (name or id); may be repeated.")
     ] = [],  # noqa: B006
     smallest_component: Annotated[float, typer.Option("--smallest-component", min=0, help="Drop parts below so many mm^3.")] = 0.0,
+    explain: Annotated[
+        Literal["rollout", "occlusion"] | None, typer.Option("--explain", help="Classification: draw what the network looked at.")
+    ] = None,
     resume: options.Resume = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Label images, each in its own grid."""
+    """Label images, each in its own grid; or name what is in pictures."""
+    from vsuite.medical.classification import commands
+
+    if commands.task_of(task, weights) != "segmentation":
+        flags = {"plan": plan, "mirror": mirror, "probabilities": probabilities, "nearest": nearest, "resume": resume}
+        commands.refuse("classification", {**flags, "largest-component": largest_component, "smallest-component": smallest_component})
+        commands.predict(inputs, weights, out, device=device, precision=precision, batch_size=batch_size, explain=explain)
+        return
+    if explain is not None:
+        raise InputError("--explain: only with --task classification")
     from vsuite.core.devices import pick_device
     from vsuite.medical.inference import Predictor, predict_files
 
@@ -103,6 +158,7 @@ def predict(
         interpolation="nearest" if nearest else "linear",
         largest_component=largest_component,
         smallest_component=smallest_component,
+        zoom_slices=slice_zoom,
     )
     failed = predict_files(predictor, inputs, out, resume=resume, overwrite=overwrite, save_probabilities=probabilities)
     if failed:
@@ -114,8 +170,13 @@ def predict(
 
 @app.command()
 def evaluate(
-    predictions: Annotated[Path, typer.Argument(help="Folder of predicted label maps, or one file.")],
-    data: Annotated[Path, typer.Option("--data", help="Folder of reference label maps, or one file.")],
+    data: Annotated[Path, typer.Option("--data", help="Folder of reference label maps, or one file; to classify: the data set.")],
+    predictions: Annotated[Path | None, typer.Argument(help="Folder of predicted label maps, or one file.")] = None,
+    task: Task = None,
+    weights: Annotated[str | None, typer.Option("--weights", help="Of a classifier, in place of a predictions.csv.")] = None,
+    split: Annotated[str | None, typer.Option("--split", help="Of a classification data set: train, val or test.")] = None,
+    device: options.Device = "auto",
+    batch_size: options.OptionalBatchSize = None,
     out: options.Out = Path("evaluation"),
     labels: Annotated[Path | None, typer.Option("--labels", help="Names of the ids: labels.json, dataset.json or weights.")] = None,
     convention: Annotated[str, typer.Option("--convention", help="nnunet, monai, brats, paper:segformer3d or paper:transunet.")] = "nnunet",
@@ -126,6 +187,13 @@ def evaluate(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are not of an earlier evaluation, too.")] = False,
 ) -> None:
     """Compare predictions with references: Dice, HD95, NSD, volumes, a case and structure."""
+    if task == "classification" or weights is not None or (predictions is not None and predictions.suffix == ".csv"):
+        from vsuite.medical.classification import commands
+
+        commands.evaluate(predictions, weights, data, out, split=split, device=device, batch_size=batch_size)
+        return
+    if predictions is None:
+        raise InputError("give the folder of predicted label maps; or --weights, to evaluate a classifier")
     from vsuite.medical.evaluation import evaluate_folder
     from vsuite.medical.evaluation_files import earlier_cases, print_evaluation
 
@@ -157,6 +225,7 @@ def export(
         Literal["bundle", "onnx", "torchscript", "published"],
         typer.Option("--format", help="bundle (MONAI), onnx, torchscript, or published (the authors' layout)."),
     ] = "bundle",
+    task: Task = None,
     plan: PlanOption = None,
     overlap: Overlap = 0.5,
     blend: Blend = "gaussian",
@@ -165,11 +234,15 @@ def export(
 ) -> None:
     """Export as MONAI bundle, ONNX, TorchScript or the authors' layout, with a contract that says what goes in and comes out."""
     from vsuite.medical import export as exports
+    from vsuite.medical.classification import commands
 
-    source = _with_plan(weights, plan)
     taken = [path for path in (out, exports.contract_path(out)) if path.exists()]
     if form != "bundle" and taken and not overwrite:
         raise InputError(f"{taken[0]}: exists; --overwrite replaces it")
+    if plan is None and commands.task_of(task, [weights]) != "segmentation":
+        commands.export(weights, out, form, overwrite=overwrite)
+        return
+    source = _with_plan(weights, plan)
     if form == "bundle":
         written: Any = exports.export_bundle(source, out, overlap=overlap, blend=blend, overwrite=overwrite)
     elif form == "onnx":
@@ -179,6 +252,21 @@ def export(
     else:
         written = exports.export_published(source, out)
     typer.echo(str(written))
+
+
+@app.command()
+def slices(
+    data: Annotated[Path, typer.Option("--data", help="Decathlon or nnU-Net folder, or a folder of NIfTI files or DICOM series.")],
+    out: Annotated[Path, typer.Option("--out", help="A new folder.")],
+    window: Annotated[tuple[float, float] | None, typer.Option("--window", metavar="CENTRE WIDTH", help="What is black to white.")] = None,
+    fraction: Annotated[float, typer.Option("--fraction", help="Share of the volumes that validates.")] = 0.2,
+    labelled: Annotated[float, typer.Option("--labelled", help="Also write labels_few.csv with this share of the training volumes.")] = 1.0,
+    seed: options.Seed = 0,
+) -> None:
+    """Cut volumes into 16-bit pictures along Z; labelled ones with a table of the structures that each slice shows."""
+    from vsuite.medical.classification.commands import cut_slices
+
+    cut_slices(data, out, window=window, fraction=fraction, labelled=labelled, seed=seed)
 
 
 @app.command()

@@ -21,9 +21,9 @@ import numpy as np
 from vsuite.core.errors import InputError
 from vsuite.core.evaluation.metrics import mean
 from vsuite.medical.data.datasets import read_json
+from vsuite.medical.data.files import ENDINGS, is_image, read_image, read_label, stem_of
 from vsuite.medical.data.geometry import FloatArray, difference, spacing_of
 from vsuite.medical.data.labels import check_ids, first_items, ids_in, labels_by_name
-from vsuite.medical.data.nifti import ENDINGS, is_nifti, read_image, read_label
 from vsuite.medical.metrics import Convention, Label, Labels, Scores, compare_label_maps, find_convention
 
 LABEL_FILES = ("labels.json", "plan.json", "dataset.json")
@@ -194,7 +194,7 @@ def _compare(
             raise InputError(f"{case.name}: no prediction for the reference {case.reference}")
         prediction = np.zeros_like(reference.array)
     else:
-        volume = read_label(case.prediction)
+        volume = read_label(case.prediction, like=reference)
         prediction = volume.array
         if gap := difference(prediction.shape[1:], volume.affine, reference.array.shape[1:], reference.affine):
             raise InputError(f"{case.prediction}: not on the grid of {case.reference} (prediction against reference): {gap}")
@@ -251,10 +251,10 @@ def _label_maps(path: Path) -> dict[str, Path]:
     """Case name -> file."""
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
-    files = [path] if path.is_file() else sorted(p for p in path.iterdir() if is_nifti(p))
+    files = [path] if path.is_file() else sorted(p for p in path.iterdir() if is_image(p))
     if not files:
-        raise InputError(f"{path}: no NIfTI files ({' or '.join(ENDINGS)}) in it")
-    return {p.name.removesuffix(".gz").removesuffix(".nii"): p for p in files}
+        raise InputError(f"{path}: no label maps ({', '.join(ENDINGS)}) in it")
+    return {stem_of(p): p for p in files}
 
 
 def _make_writable(folder: Path) -> list[Path]:

@@ -6,6 +6,7 @@ and next to every export, and is all that prediction needs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -45,12 +46,17 @@ class Plan(BaseModel):
             convention): regions overlap, and the network then has one sigmoid output a region instead of a softmax.
         regions_class_order: only with regions: the id written for each, in the order of the labels. Later ones are written
             over earlier ones, but a region never over one that it holds (see `labels.writing_order`).
-        spacing: voxel size in mm that the network sees, in RAS axis order (x, y, z); None keeps the file's own.
-        patch_size: voxels of the training patch and of the prediction window, in the order of `axes`.
+        spacing: voxel size in mm that the network sees, in RAS axis order (x, y, z); None keeps the file's own. Across the
+            slices of a 2D plan it is always the file's own.
+        patch_size: voxels of the training patch and of the prediction window, in the order of `axes`. A first side of 1 makes
+            the plan 2D: the network takes slices B, C, H, W, and volumes go through it slice by slice.
         axes: order in which the spatial axes (after reorientation to RAS: x, y, z) enter the network.
         crop: fixed (start, stop) in voxels an axis (x, y, z) after reorientation and resampling, that is trained on
             and that validation scores; prediction takes the whole volume. None keeps all.
-        mirror_axes: spatial axes of the network's input that may be mirrored, in training and at test time.
+        mirror_axes: spatial axes of the network's input that may be mirrored, in training and at test time; of a 2D plan 1 and
+            2 only, an axis 0 is left out.
+        zoom_slices: only in 2D: whole slices are zoomed to the (square) patch and their labels zoomed back, as TransUNet's
+            authors do, instead of being covered by windows.
         model, options: what `create_model` builds.
         dataset: name of the data set the plan was made from.
     """
@@ -66,6 +72,7 @@ class Plan(BaseModel):
     axes: tuple[int, int, int] = (0, 1, 2)
     crop: tuple[tuple[int, int], tuple[int, int], tuple[int, int]] | None = None
     mirror_axes: tuple[int, ...] = (0, 1, 2)
+    zoom_slices: bool = False
     model: str = "segformer3d"
     options: dict[str, Any] = Field(default_factory=dict)
     dataset: str = ""
@@ -78,6 +85,10 @@ class Plan(BaseModel):
             raise ValueError(f"axes must be an order of 0, 1, 2; got {self.axes}")
         if not set(self.mirror_axes) <= {0, 1, 2} or len(set(self.mirror_axes)) != len(self.mirror_axes):
             raise ValueError(f"mirror_axes are some of 0, 1, 2, each once; got {self.mirror_axes}")
+        if self.is_2d:
+            self.mirror_axes = tuple(axis for axis in self.mirror_axes if axis != 0)
+        if self.zoom_slices and not (self.is_2d and self.patch_size[1] == self.patch_size[2]):
+            raise ValueError(f"zoom_slices needs a patch of 1 x S x S voxels; got {' x '.join(map(str, self.patch_size))}")
         if isinstance(self.labels.get("ignore"), list):
             raise ValueError(f"the label 'ignore' is one id; got {self.labels['ignore']}")
         if self.spacing is not None and min(self.spacing) <= 0:
@@ -87,6 +98,18 @@ class Plan(BaseModel):
         if self.has_regions and len(self.regions_class_order or []) != len(self.foreground):
             raise ValueError("labels with regions need regions_class_order, one id a region")
         return self
+
+    @property
+    def is_2d(self) -> bool:
+        """Whether the network takes slices: a patch one voxel thick."""
+        return self.patch_size[0] == 1
+
+    def target_spacing(self, own: Sequence[float]) -> tuple[float, float, float] | None:
+        """Voxel sides x, y, z that a volume of these sides is resampled to; None leaves it. Slices are never mixed."""
+        if self.spacing is None:
+            return None
+        x, y, z = (own[axis] if self.is_2d and axis == self.axes[0] else side for axis, side in enumerate(self.spacing))
+        return x, y, z
 
     @property
     def foreground(self) -> dict[str, int | list[int]]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vsuite.core.errors import InputError
-from vsuite.medical.data.geometry import FloatArray, ras_affine, ras_view, resample
+from vsuite.medical.data.geometry import FloatArray, ras_affine, ras_view, resample, spacing_of
 from vsuite.medical.data.nifti import Volume
 from vsuite.medical.plan import Normalisation, Plan
 
@@ -68,8 +68,9 @@ def preprocess(volume: Volume, plan: Plan) -> Prepared:
     array = normalise(volume.array, plan.normalisation)
     affine = ras_affine(array.shape[1:], volume.affine)
     array = ras_view(array, volume.affine)
-    if plan.spacing is not None:
-        array, affine = resample(array, affine, plan.spacing)
+    spacing = plan.target_spacing(spacing_of(affine).tolist())
+    if spacing is not None:
+        array, affine = resample(array, affine, spacing)
     array = np.ascontiguousarray(array.transpose(0, *(axis + 1 for axis in plan.axes)))
     x, y, z = volume.array.shape[1:]
     return Prepared(torch.from_numpy(array), affine, plan.axes, (x, y, z), volume.affine)
@@ -79,8 +80,9 @@ def preprocess_label(volume: Volume, plan: Plan) -> NDArray[Any]:
     """The label map that belongs to `preprocess` of its image: D, H, W integers, resampled by nearest neighbours."""
     array, affine = volume.array, volume.affine
     array, affine = ras_view(array, affine), ras_affine(array.shape[1:], affine)
-    if plan.spacing is not None:
-        array, affine = resample(array, affine, plan.spacing, "nearest")
+    spacing = plan.target_spacing(spacing_of(affine).tolist())
+    if spacing is not None:
+        array, affine = resample(array, affine, spacing, "nearest")
     return np.ascontiguousarray(array[0].transpose(plan.axes))
 
 

@@ -1,4 +1,4 @@
-"""Recipes: how to train on a data set, as data. The package ships `brats2017`, `demo`, `generic` and `hippocampus`."""
+"""Recipes: how to train on a data set, as data. The package ships those in its folder `recipes`."""
 
 from __future__ import annotations
 
@@ -102,6 +102,12 @@ def find_plan(source: str | Path) -> Plan:
     recipe = load_recipe(source)
     plan = fixed_plan(recipe.plan, recipe.name)
     return plan.model_copy(update={"patch_size": recipe.validation.window or plan.patch_size})
+
+
+@register_schedule("transunet_poly")
+def transunet_poly(step: int, total_steps: int, settings: TrainingSettings) -> float:
+    """TransUNet's polynomial decay, lr (1 - i / total)^0.9, set after step i by its authors: a step runs at the rate of the one before."""
+    return settings.learning_rate * (1 - max(step - 1, 0) / total_steps) ** 0.9
 
 
 WARMUP_EPOCHS, RESTART_EPOCHS, PUBLISHED_EPOCHS = 20, 400, 800

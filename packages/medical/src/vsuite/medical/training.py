@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from vsuite.core import create_model, load_weights
+from vsuite.core import create_model, load_weights, model_info
 from vsuite.core.devices import pick_device
 from vsuite.core.errors import InputError
 from vsuite.core.evaluation import Evaluator
@@ -26,6 +26,7 @@ from vsuite.medical.data.planning import fingerprint, load_plan, make_plan, save
 from vsuite.medical.data.splits import Split, split_cases
 from vsuite.medical.data.training_data import CaseStore, TrainingData, ValidationData, ignore_index
 from vsuite.medical.inference import Predictor
+from vsuite.medical.inference.slices import run_network
 from vsuite.medical.inference.sliding_window import crop_to
 from vsuite.medical.losses import LOSSES
 from vsuite.medical.metrics import DiceMetric
@@ -75,7 +76,7 @@ class SegmentationTask:
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         target = batch["label"]
-        logits = crop_to(model(batch["image"]), target.shape[2:])
+        logits = crop_to(run_network(model, batch["image"], self.plan), target.shape[2:])
         return self.criterion(logits.float(), target, ignore=ignore_index(self.plan))
 
     def validate(self, model: nn.Module, device: torch.device, rank: int, world_size: int) -> dict[str, float]:
@@ -121,12 +122,26 @@ def start_from(model: nn.Module, source: str | Path, say: Callable[[str], None] 
         InputError: where names are missing or left over: the weights are of another model.
     """
     path = find_weights(source)
+    if path.suffix == ".npz":
+        _start_from_jax(model, path, say)
+        return
     report = load_weights(model, path, strict=False)
     missing = [name for name in report.missing if name not in report.mismatched]
     if missing or report.unexpected or not report.loaded:
         raise InputError(f"{path}: does not fit {type(model).__name__}: {report.problems()}")
     if report.mismatched:
         say(f"{path}: {len(report.loaded)} tensors loaded; of another shape and left as initialised: {', '.join(report.mismatched)}")
+
+
+def _start_from_jax(model: nn.Module, path: Path, say: Callable[[str], None]) -> None:
+    from vsuite.medical.jax_vit import load_jax_weights
+    from vsuite.medical.models.transunet import TransUNet
+
+    if not isinstance(model, TransUNet):
+        raise InputError(f"{path}: a JAX Vision Transformer starts a TransUNet, not a {type(model).__name__}")
+    report = load_jax_weights(model, path)
+    resized = f", resized: {', '.join(report.resized)}" if report.resized else ""
+    say(f"{path}: {len(report.loaded)} tensors loaded{resized}; the decoder's {len(report.fresh)} are left as initialised")
 
 
 def check_network(plan: Plan, settings: RunSettings) -> None:
@@ -140,13 +155,16 @@ def check_network(plan: Plan, settings: RunSettings) -> None:
     shape = (settings.training.batch_size, len(plan.channels), *plan.patch_size)
     try:
         with torch.device("meta"):
-            outputs = create_model(plan.model, **plan.options).train()(torch.empty(shape)).shape[1]
+            logits = run_network(create_model(plan.model, **plan.options).train(), torch.empty(shape), plan)
     except (RuntimeError, ValueError) as error:
         batch = f"{shape[0]} {'patch' if shape[0] == 1 else 'patches'} of {' x '.join(map(str, shape[1:]))}"
         reason = str(error).splitlines()[0]
         raise InputError(f"{plan.model} cannot be trained on {batch}: {reason}; try larger patches or batches") from error
-    if outputs != plan.num_outputs:
-        raise InputError(f"{plan.model} has {outputs} outputs, the labels need {plan.num_outputs}")
+    if logits.shape[1] != plan.num_outputs:
+        raise InputError(f"{plan.model} has {logits.shape[1]} outputs, the labels need {plan.num_outputs}")
+    if any(out < side for out, side in zip(logits.shape[2:], plan.patch_size, strict=True)):
+        got, wanted = (" x ".join(map(str, sides)) for sides in (logits.shape[2:], plan.patch_size))
+        raise InputError(f"{plan.model} answers on {got} voxels for a patch of {wanted}: it cannot label every voxel")
     if settings.weights:
         start_from(create_model(plan.model, **plan.options), settings.weights, say=lambda _: None)
 
@@ -156,6 +174,7 @@ def resolve_settings(
     data: str | Path | None = None,
     recipe: str | Path | None = None,
     config: str | Path | None = None,
+    model: str | None = None,
     overrides: Sequence[str] = (),
     **given: Any,
 ) -> RunSettings:
@@ -163,7 +182,8 @@ def resolve_settings(
 
     Args:
         data: folder of the data set; None takes the settings file's.
-        recipe: name or file of a recipe; None is "generic".
+        recipe: name or file of a recipe; None is "generic", or "generic_slices" for a 2D model.
+        model: what is trained, in place of the recipe's.
         config: a run's `settings.yaml`, in place of a recipe.
         overrides: "training.steps=1000" and the like.
         given: further fields of `RunSettings`; None leaves one as it is.
@@ -171,13 +191,14 @@ def resolve_settings(
     Raises:
         InputError: for unknown settings (naming the nearest), wrong values, and where no data set is named.
     """
+    takes_slices = model is not None and len(model_info(model).input_size) == 3
     return resolve(
         RunSettings,
         load_recipe,
         recipe=recipe,
-        default_recipe="generic",
+        default_recipe="generic_slices" if takes_slices else "generic",
         config=config,
-        overrides=overrides,
+        overrides=[*([] if model is None else [f"plan.model={model}"]), *overrides],
         given={"data": None if data is None else str(data), **given},
         nothing_named="no data set is named: give a folder with dataset.json, or with images/ and labels/",
     )

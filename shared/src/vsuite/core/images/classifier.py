@@ -101,6 +101,20 @@ def head_names(settings: RecipeSettings, num_classes: int) -> frozenset[str]:
     return frozenset(name for name, value in one.items() if name in other and value.shape != other[name].shape)
 
 
+def freeze_backbone(model: nn.Module, head: frozenset[str]) -> None:
+    """Leaves only the parameters of the head (see `head_names`) to be trained; all else stays in eval mode whatever `train()` says."""
+    trained = {name.rpartition(".")[0] for name in head}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in head)
+
+    def fixed(module: nn.Module, _: Any) -> None:
+        for name, part in module.named_modules():
+            if name and name not in trained:
+                part.training = False
+
+    model.register_forward_pre_hook(fixed)
+
+
 def load_classifier(source: str | Path, model: str | None = None) -> tuple[nn.Module, ClassifierNote]:
     """The network of a weights file and what its outputs mean.
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from vsuite.core.images.files import SUFFIXES, check_unit_range, is_image, read_
 
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 ALL = "all"  # the split of a data set that is not divided
+RESERVED = ("path", "split", "group")  # columns of a CSV that are no classes
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,11 +30,13 @@ class Sample:
         name: what tables call it: the path as found, or the array's name and index.
         image: a file, or an array H, W or H, W, C.
         labels: indices into the data set's classes; exactly one unless it is multi-label.
+        group: what it belongs to (its patient, say), where that is known: groups are never divided between splits.
     """
 
     name: str
     image: Path | NDArray[Any]
     labels: tuple[int, ...]
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -59,12 +62,18 @@ class ImageDataset:
         return f"{self.source}: {kind}{len(self.classes)} classes ({first(self.classes)}); images: {parts}"
 
 
+class DatasetReader(Protocol):
+    """`read_dataset`, or a domain's own function that knows further layouts."""
+
+    def __call__(self, source: str | Path, *, classes: Sequence[str] | None = None, multi_label: bool | None = None) -> ImageDataset: ...
+
+
 def read_dataset(source: str | Path, *, classes: Sequence[str] | None = None, multi_label: bool | None = None) -> ImageDataset:
     """Reads the names and labels of a data set; images in files are not opened yet.
 
     * A folder of class folders, or of `train`, `val` and `test` with class folders in each.
     * A CSV with the columns `path` and `label` (several separated by ";"), or `path` and one column of 0 and 1 a class; an
-      optional column `split`. Relative paths start at the CSV's folder.
+      optional column `split`, and an optional column `group` (see `Sample`). Relative paths start at the CSV's folder.
     * A `.npz` with `images` (N, H, W or N, H, W, C) and `labels` (N whole numbers from 0, or N, K of 0 and 1), or
       `train_images`, `train_labels`, `val_images` and so on; optionally `class_names`.
 
@@ -90,21 +99,25 @@ def read_dataset(source: str | Path, *, classes: Sequence[str] | None = None, mu
 def divide(dataset: ImageDataset, fraction: float, seed: int) -> ImageDataset:
     """A data set with "train" and "val": where it brings no "val", that share of each class is drawn; the rest stays in "train".
 
-    Of every class at least one image is kept to train on. Multi-label sets are drawn from as a whole.
+    Of every class at least one image is kept to train on. Multi-label sets, and sets whose images belong to groups, are drawn
+    from as a whole; of the latter whole groups.
     """
     if dataset.splits.get("val"):
         return dataset
     samples = dataset.splits.get("train") or dataset.splits.get(ALL, [])
-    groups: dict[tuple[int, ...], list[int]] = {}
+    grouped = any(sample.group for sample in samples)
+    units: dict[tuple[int, ...], dict[Any, list[int]]] = {}  # what is drawn together, by class where classes are drawn from in turn
     for index, sample in enumerate(samples):
-        groups.setdefault(() if dataset.multi_label else sample.labels, []).append(index)
+        kind = () if dataset.multi_label or grouped else sample.labels
+        units.setdefault(kind, {}).setdefault(sample.group or index, []).append(index)
     rng = np.random.default_rng(seed)
     held: set[int] = set()
-    for _, indices in sorted(groups.items()):
-        count = min(round(fraction * len(indices)), len(indices) - 1)
-        if fraction > 0 and count == 0 and len(indices) > 1:
+    for _, members in sorted(units.items()):
+        together = list(members.values())
+        count = min(round(fraction * len(together)), len(together) - 1)
+        if fraction > 0 and count == 0 and len(together) > 1:
             count = 1
-        held.update(rng.permutation(indices)[:count].tolist())
+        held.update(index for unit in rng.permutation(len(together))[:count] for index in together[unit])
     parts = {
         "train": [sample for index, sample in enumerate(samples) if index not in held],
         "val": [sample for index, sample in enumerate(samples) if index in held],
@@ -232,7 +245,7 @@ def _subfolders(root: Path) -> list[Path]:
 def _read_csv(path: Path, classes: Sequence[str] | None, multi_label: bool | None) -> ImageDataset:
     rows, columns = _rows(path)
     listed = "label" in columns
-    class_columns = [] if listed else [name for name in columns if name not in ("path", "split")]
+    class_columns = [] if listed else [name for name in columns if name not in RESERVED]
     if "path" not in columns or not (listed or class_columns):
         raise InputError(f"{path}: needs the columns path and label, or path and one column of 0 and 1 a class; it has {first(columns, 8)}")
     names = [_listed(row) if listed else _marked(row, class_columns, f"{path}, line {line}") for line, row in rows]
@@ -248,7 +261,8 @@ def _read_csv(path: Path, classes: Sequence[str] | None, multi_label: bool | Non
         if not multi_label and len(labels) != 1:
             raise InputError(f"{where}: one label is expected; got {len(labels)}")
         split = _split_of(row["split"], where) if "split" in columns else ALL
-        splits.setdefault(split, []).append(Sample(row["path"], path.parent / row["path"], _indices(labels, classes, where)))
+        group = row.get("group", "")
+        splits.setdefault(split, []).append(Sample(row["path"], path.parent / row["path"], _indices(labels, classes, where), group))
     return ImageDataset(path, list(classes), multi_label, splits)
 
 
@@ -262,7 +276,7 @@ def _rows(path: Path) -> tuple[list[tuple[int, dict[str, str]]], list[str]]:
         raise InputError(f"{path}: is no CSV file (UTF-8): {error}") from error
     if len(lines) < 2:
         raise InputError(f"{path}: holds no images: a line of column names and at least one more are expected")
-    columns = [name.lower() if name.lower() in ("path", "label", "split") else name for name in lines[0][1]]
+    columns = [name.lower() if name.lower() in (*RESERVED, "label") else name for name in lines[0][1]]
     if len(set(columns)) != len(columns):
         raise InputError(f"{path}: two columns have the same name: {first(columns, 8)}")
     for line, cells in lines[1:]:

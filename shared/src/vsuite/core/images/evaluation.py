@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from vsuite.core.errors import InputError, unknown
 from vsuite.core.evaluation import EvaluationResult, Row, write_json
+from vsuite.core.evaluation.writers import json_number
 from vsuite.core.files import write_text
-from vsuite.core.images.datasets import ALL, ImageDataset, Sample, first, read_dataset
-from vsuite.core.images.metrics import Truth, classification_metrics, confusion_matrix, truth_table
+from vsuite.core.images.datasets import ALL, DatasetReader, ImageDataset, Sample, first, read_dataset
+from vsuite.core.images.metrics import Interval, Truth, auc_intervals, classification_metrics, confusion_matrix, truth_table
 from vsuite.core.images.predictor import PICTURES, Prediction, Predictor, draw_sheet
 
 MOST_CLASSES = 40  # lines of the table on the terminal
@@ -31,6 +32,7 @@ class ClassifierEvaluation:
         predictions, samples: of the images that were compared, in one order.
         summary: see `classification_metrics`.
         failed: name -> why an image was not compared. An evaluation with any is incomplete: command lines exit non-zero.
+        intervals: 95 % bootstrap intervals of the AUCs, under their names in `summary`; empty where none were asked for.
         facts: where it comes from.
     """
 
@@ -41,6 +43,7 @@ class ClassifierEvaluation:
     summary: dict[str, float]
     failed: dict[str, str]
     facts: dict[str, str] = field(default_factory=dict)
+    intervals: dict[str, Interval] = field(default_factory=dict)
 
     @property
     def scores(self) -> NDArray[np.float32]:
@@ -65,7 +68,15 @@ class ClassifierEvaluation:
         return [name for name in self.classes if math.isnan(self.summary[f"auc/{name}"])]
 
 
-def evaluate(predictor: Predictor, data: str | Path, *, split: str | None = None, out: str | Path | None = None) -> ClassifierEvaluation:
+def evaluate(
+    predictor: Predictor,
+    data: str | Path,
+    *,
+    split: str | None = None,
+    out: str | Path | None = None,
+    resamples: int = 0,
+    read: DatasetReader = read_dataset,
+) -> ClassifierEvaluation:
     """Runs a classifier on labelled images and compares.
 
     An image that cannot be used is recorded and does not stop the others.
@@ -74,12 +85,14 @@ def evaluate(predictor: Predictor, data: str | Path, *, split: str | None = None
         data: see `read_dataset`. Where the weights name no classes (published ones), the data set's names stand for them, in order.
         split: "train", "val" or "test"; None takes "val" where the data set is divided, else all.
         out: folder for the files of `write_evaluation` and `contact_sheet.png`; None writes none.
+        resamples: draws of the bootstrap intervals of the AUCs (see `auc_intervals`); 0 computes none.
+        read: what reads the data set; a domain's own knows further layouts.
 
     Raises:
         InputError: for data that cannot be read, labels that the classifier does not know, and where no image can be used.
     """
     named = predictor.note.named
-    dataset = read_dataset(data, classes=predictor.classes if named else None, multi_label=predictor.multi_label)
+    dataset = read(data, classes=predictor.classes if named else None, multi_label=predictor.multi_label)
     if len(dataset.classes) != len(predictor.classes):
         raise InputError(f"{data}: has {len(dataset.classes)} classes, and {predictor.source} {len(predictor.classes)} without names")
     chosen, samples = choose_split(dataset, split)
@@ -91,7 +104,7 @@ def evaluate(predictor: Predictor, data: str | Path, *, split: str | None = None
         else:
             found.append((samples[index], Prediction(result.name, result.scores, dataset.classes, result.multi_label)))
     facts = {"data": str(data), "split": chosen, "weights": predictor.source}
-    evaluation = _compare(dataset, found, failed, facts)
+    evaluation = _compare(dataset, found, failed, facts, resamples)
     if out is not None:
         write_evaluation(evaluation, Path(out))
         worst = sorted(found, key=lambda pair: _likelihood(*pair))[:PICTURES]
@@ -101,11 +114,17 @@ def evaluate(predictor: Predictor, data: str | Path, *, split: str | None = None
 
 
 def evaluate_file(
-    predictions: str | Path, data: str | Path, *, split: str | None = None, out: str | Path | None = None
+    predictions: str | Path,
+    data: str | Path,
+    *,
+    split: str | None = None,
+    out: str | Path | None = None,
+    resamples: int = 0,
+    read: DatasetReader = read_dataset,
 ) -> ClassifierEvaluation:
     """Compares a `predictions.csv` that `vsuite predict` wrote with labelled images, told apart by their paths; see `evaluate`."""
     classes, by_path = _read_predictions(Path(predictions))
-    dataset = read_dataset(data, classes=classes)
+    dataset = read(data, classes=classes)
     chosen, samples = choose_split(dataset, split)
     found, failed = [], {}
     for sample in samples:
@@ -114,7 +133,7 @@ def evaluate_file(
             failed[sample.name] = f"{sample.name}: is not in {predictions}"
         else:
             found.append((sample, Prediction(sample.name, scores, classes, dataset.multi_label)))
-    evaluation = _compare(dataset, found, failed, {"data": str(data), "split": chosen, "predictions": str(predictions)})
+    evaluation = _compare(dataset, found, failed, {"data": str(data), "split": chosen, "predictions": str(predictions)}, resamples)
     if out is not None:
         write_evaluation(evaluation, Path(out))
     return evaluation
@@ -130,7 +149,7 @@ def choose_split(dataset: ImageDataset, split: str | None) -> tuple[str, list[Sa
 
 
 def _compare(
-    dataset: ImageDataset, found: Sequence[tuple[Sample, Prediction]], failed: dict[str, str], facts: dict[str, str]
+    dataset: ImageDataset, found: Sequence[tuple[Sample, Prediction]], failed: dict[str, str], facts: dict[str, str], resamples: int
 ) -> ClassifierEvaluation:
     if not found:
         raise InputError(f"{dataset.source}: no image could be compared; first: {next(iter(failed.values()), 'there is none')}")
@@ -138,7 +157,9 @@ def _compare(
     truth = truth_table([sample.labels for sample in samples], len(dataset.classes))
     scores = np.stack([one.scores for one in predictions])
     summary = classification_metrics(scores, truth, dataset.classes, multi_label=dataset.multi_label)
-    return ClassifierEvaluation(dataset.classes, dataset.multi_label, samples, predictions, summary, failed, facts)
+    groups = [sample.group or index for index, sample in enumerate(samples)]
+    intervals = auc_intervals(scores, truth, dataset.classes, groups=groups, resamples=resamples) if resamples else {}
+    return ClassifierEvaluation(dataset.classes, dataset.multi_label, samples, predictions, summary, failed, facts, intervals)
 
 
 def _likelihood(sample: Sample, found: Prediction) -> float:
@@ -191,6 +212,8 @@ def write_evaluation(evaluation: ClassifierEvaluation, folder: Path) -> None:
         "auc_undefined": evaluation.undefined,
         "errors": evaluation.failed,
     }
+    if evaluation.intervals:
+        facts["intervals"] = {name: [json_number(one.low), json_number(one.high)] for name, one in evaluation.intervals.items()}
     write_json(EvaluationResult(rows, evaluation.summary, counts), folder / "metrics.json", facts)
     write_text(folder / "metrics.csv", _tidy(evaluation, counts))
     write_text(folder / "predictions.csv", _compared(evaluation))
@@ -210,11 +233,15 @@ def _images(evaluation: ClassifierEvaluation, metric: str) -> int:
 
 
 def _tidy(evaluation: ClassifierEvaluation, counts: dict[str, int]) -> str:
-    """One line a metric and class; an empty class is the whole, an empty value is not defined."""
-    table = [["metric", "class", "value", "images"]]
+    """One line a metric and class; an empty class is the whole, an empty value is not defined. Intervals, if any, come last."""
+    table = [["metric", "class", "value", "images", *(["low", "high"] if evaluation.intervals else [])]]
     for metric, value in evaluation.summary.items():
         kind, _, name = metric.partition("/")
-        table.append([kind, name, "" if math.isnan(value) else repr(value), str(counts[metric])])
+        row = [kind, name, "" if math.isnan(value) else repr(value), str(counts[metric])]
+        if evaluation.intervals:
+            interval = evaluation.intervals.get(metric, Interval(math.nan, math.nan))
+            row += ["" if math.isnan(end) else repr(end) for end in (interval.low, interval.high)]
+        table.append(row)
     return _csv(table)
 
 
@@ -241,14 +268,15 @@ def print_evaluation(evaluation: ClassifierEvaluation) -> None:
     overall = new_table("metric", "value", right=("value",))
     for name, value in evaluation.summary.items():
         if "/" not in name:
-            overall.add_row(name.replace("_", " "), _text(value))
+            overall.add_row(name.replace("_", " "), _text(value) + _range(evaluation, name))
     out.print(overall)
     kinds = list(dict.fromkeys(name.partition("/")[0] for name in evaluation.summary if "/" in name))
     titles = [kind.replace("_", " ") for kind in kinds]
     table = new_table("class", "images", *titles, right=("images", *titles))
     counts = evaluation.truth.sum(axis=0)
     for name, count in list(zip(evaluation.classes, counts, strict=True))[:MOST_CLASSES]:
-        table.add_row(name, str(count), *(_text(evaluation.summary[f"{kind}/{name}"]) for kind in kinds))
+        values = [f"{kind}/{name}" for kind in kinds]
+        table.add_row(name, str(count), *(_text(evaluation.summary[value]) + _range(evaluation, value) for value in values))
     out.print()
     out.print(table)
     if len(evaluation.classes) > MOST_CLASSES:
@@ -261,6 +289,12 @@ def print_evaluation(evaluation: ClassifierEvaluation) -> None:
         out.print(f"not compared: {error}")
     if len(evaluation.failed) > MOST_ERRORS:
         out.print(f"not compared: {len(evaluation.failed) - MOST_ERRORS} more; metrics.json names all")
+
+
+def _range(evaluation: ClassifierEvaluation, metric: str) -> str:
+    """ " (0.71 to 0.83)" where there is an interval."""
+    interval = evaluation.intervals.get(metric)
+    return "" if interval is None or math.isnan(interval.low) else f" ({interval.low:.4f} to {interval.high:.4f})"
 
 
 def _text(value: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,22 @@ Pixels = NDArray[Any]  # H, W, C with C 1 (grey) or 3 (RGB), uint8, uint16 or fl
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm", ".pbm", ".gif", ".jp2")
 PNG = b"\x89PNG\r\n\x1a\n"
 
+_READERS: dict[str, Callable[[Path], Pixels]] = {}  # a domain's own formats: ending -> reader
+
+
+def register_reader(*endings: str) -> Callable[[Callable[[Path], Pixels]], Callable[[Path], Pixels]]:
+    """Registers the decorated `function(path) -> pixels` for files whose names end so, ".dcm" say; what it gives is checked here."""
+
+    def register(reader: Callable[[Path], Pixels]) -> Callable[[Path], Pixels]:
+        _READERS.update(dict.fromkeys(endings, reader))
+        return reader
+
+    return register
+
 
 def is_image(path: Path) -> bool:
     """Whether a name ends like an image's; hidden files (the `._*` companions of macOS, say) do not count."""
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+    return path.name.lower().endswith((*SUFFIXES, *_READERS)) and not path.name.startswith(".")
 
 
 def read_image(source: str | Path | Pixels) -> Pixels:
@@ -37,6 +50,9 @@ def read_image(source: str | Path | Pixels) -> Pixels:
     if isinstance(source, np.ndarray):
         return as_pixels(source, "the image array")
     path = Path(source)
+    reader = next((reader for ending, reader in _READERS.items() if path.name.lower().endswith(ending)), None)
+    if reader is not None:
+        return as_pixels(reader(path), str(path))
     try:
         data = path.read_bytes()
     except OSError as error:

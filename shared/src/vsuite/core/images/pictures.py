@@ -38,11 +38,11 @@ class Tile:
     right: bool | None = None
 
 
-def contact_sheet(tiles: Sequence[Tile], path: str | Path, title: str = "") -> None:
-    """Writes a PNG of images in rows of eight with a caption below each: green where right, red where wrong."""
+def contact_sheet(tiles: Sequence[Tile], path: str | Path, title: str = "", *, columns: int = COLUMNS) -> None:
+    """Writes a PNG of images in rows of eight, or `columns`, with a caption below each: green where right, red where wrong."""
     import cv2
 
-    columns = min(COLUMNS, len(tiles))
+    columns = min(columns, len(tiles))
     rows = math.ceil(len(tiles) / columns)
     top = 28 if title else GAP
     width, height = max(columns * (TILE + GAP) + GAP, 320), top + rows * (TILE + CAPTION + GAP)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -32,6 +32,7 @@ class RecipeSettings(BaseModel):
         name, about: what it is called, and what it is for.
         model, options: a registered classification model, and options of its builder.
         drop_path: `drop_path_rate` of models that have one; None leaves the model's own.
+        freeze: "backbone" trains the head alone, a linear probe; what is fixed also stays in eval mode.
         training: length, optimiser, schedule; see `TrainingSettings`.
         label_smoothing: share of the target that is spread over all classes (multi-label: moved towards one half).
         image: how an image becomes the network's input.
@@ -45,6 +46,7 @@ class RecipeSettings(BaseModel):
     model: str = "convnext_tiny"
     options: dict[str, Any] = {}
     drop_path: float | None = Field(default=None, ge=0, lt=1)
+    freeze: Literal["none", "backbone"] = "none"
     training: TrainingSettings
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     augmentation: AugmentationSettings = AugmentationSettings()

@@ -22,13 +22,13 @@ from vsuite.core.devices import pick_device
 from vsuite.core.errors import InputError, unknown
 from vsuite.core.files import write_text
 from vsuite.core.images.augmentation import mix
-from vsuite.core.images.classifier import ClassifierNote, build_classifier, head_names, probabilities, start_from
-from vsuite.core.images.datasets import ImageDataset, check_for_training, check_images, divide, read_dataset
+from vsuite.core.images.classifier import ClassifierNote, build_classifier, freeze_backbone, head_names, probabilities, start_from
+from vsuite.core.images.datasets import DatasetReader, ImageDataset, check_for_training, check_images, divide, read_dataset
 from vsuite.core.images.files import read_image
 from vsuite.core.images.loading import TrainingData, load_batches
 from vsuite.core.images.metrics import classification_metrics, confusion_matrix, truth_table
 from vsuite.core.images.preprocessing import preprocess, restore
-from vsuite.core.images.recipes import RecipeSettings, load_recipe
+from vsuite.core.images.recipes import RecipeSettings, ValidationSettings, load_recipe
 from vsuite.core.training import TrainingResult, TrainingSettings
 from vsuite.core.training import train as run_training
 from vsuite.core.training.processes import first_alone, from_all, process_group
@@ -66,6 +66,8 @@ class ClassificationTask:
         model = build_classifier(self.settings, number)
         if self.settings.weights:
             start_from(model, self.settings.weights, head_names(self.settings, number), self.dataset.classes, self.say)
+        if self.settings.freeze == "backbone":
+            freeze_backbone(model, head_names(self.settings, number))
         return model
 
     def training_data(self) -> TrainingData:
@@ -134,6 +136,7 @@ def resolve_settings(
     recipe: str | Path | None = None,
     config: str | Path | None = None,
     overrides: Sequence[str] = (),
+    load: Callable[[str | Path], RecipeSettings] = load_recipe,
     **given: Any,
 ) -> RunSettings:
     """The settings of a run, from a recipe or a settings file and what overrides it.
@@ -143,6 +146,7 @@ def resolve_settings(
         recipe: name or file of a recipe; None is "transfer" where there are weights to start from, else "generic".
         config: a run's `settings.yaml`, in place of a recipe.
         overrides: "training.epochs=10" and the like.
+        load: what reads a recipe; a domain's own knows further names.
         given: further fields of `RunSettings`; None leaves one as it is.
 
     Raises:
@@ -152,7 +156,7 @@ def resolve_settings(
         overrides = [*overrides, "validation.every_epochs=null"]  # steps that are asked for win, also the default's number
     settings = resolve(
         RunSettings,
-        load_recipe,
+        load,
         recipe=recipe,
         default_recipe="transfer" if given.get("weights") else "generic",
         config=config,
@@ -178,7 +182,13 @@ def with_network_of(weights: str, settings: RunSettings, *, keep_model: bool) ->
 
 
 def train(
-    settings: RunSettings, out: str | Path, *, device: str = "auto", resume: bool = False, say: Callable[[str], None] = print
+    settings: RunSettings,
+    out: str | Path,
+    *,
+    device: str = "auto",
+    resume: bool = False,
+    say: Callable[[str], None] = print,
+    read: DatasetReader = read_dataset,
 ) -> TrainingResult:
     """Looks at the data set, trains, and leaves a run folder.
 
@@ -191,6 +201,7 @@ def train(
         out: the run folder.
         resume: continue the run in `out`.
         say: takes lines about what was understood; never called in other processes than the first.
+        read: what reads the data set; a domain's own knows further layouts.
 
     Raises:
         InputError: for everything that is wrong with the data set or the settings, and for a data set that is not the one
@@ -201,7 +212,7 @@ def train(
         if first_alone((out / "settings.yaml").exists) and not resume:
             raise InputError(f"{out}: holds a run already; resume it (--resume), or train into another folder")
         say = say if place.rank == 0 else lambda line: None
-        dataset = read_dataset(settings.data, multi_label=settings.multi_label)
+        dataset = read(settings.data, multi_label=settings.multi_label)
         dataset = divide(dataset, settings.validation.fraction, settings.training.seed)
         check_for_training(dataset)
         say(dataset.describe())
@@ -209,9 +220,10 @@ def train(
         settings = _complete(settings, dataset, sizes, say)
         _check_best_metric(settings, dataset)
         check_network(settings, dataset.classes)
-        first_alone(lambda: _keep_data(dataset, out))
+        first_alone(lambda: keep_data(dataset, out))
         task = ClassificationTask(settings, dataset, say)
-        return run_training(task, _loop(settings, dataset, place.world_size), out, device=device, resume=resume, resolved=settings)
+        loop = loop_settings(settings.training, settings.validation, dataset, place.world_size)
+        return run_training(task, loop, out, device=device, resume=resume, resolved=settings)
 
 
 def _complete(settings: RunSettings, dataset: ImageDataset, sizes: Sequence[tuple[int, int]], say: Callable[[str], None]) -> RunSettings:
@@ -271,19 +283,18 @@ def check_network(settings: RunSettings, classes: Sequence[str]) -> None:
         start_from(model, settings.weights, head_names(settings, num_classes), classes, lambda line: None)
 
 
-def _loop(settings: RunSettings, dataset: ImageDataset, world_size: int) -> TrainingSettings:
+def loop_settings(training: TrainingSettings, validation: ValidationSettings, dataset: ImageDataset, world_size: int) -> TrainingSettings:
     """The loop's settings, with epochs between validations turned into steps; without a validation set nothing is chosen by."""
-    training = settings.training
     if not dataset.splits["val"]:
         return training.model_copy(update={"best_metric": None, "early_stopping": None})
-    if settings.validation.every_epochs is None:
+    if validation.every_epochs is None:
         return training
     step = training.batch_size * training.accumulate * world_size
-    every = max(1, round(settings.validation.every_epochs * len(dataset.splits["train"]) / step))
+    every = max(1, round(validation.every_epochs * len(dataset.splits["train"]) / step))
     return training.model_copy(update={"validate_every": every})
 
 
-def _keep_data(dataset: ImageDataset, folder: Path) -> None:
+def keep_data(dataset: ImageDataset, folder: Path) -> None:
     """Notes in a new run folder what it is trained on; in one that has the note, finds out whether it still is that.
 
     Raises:
@@ -319,11 +330,12 @@ def _split_table(dataset: ImageDataset) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     separate = any(";" in name for name in dataset.classes) or dataset.multi_label
-    writer.writerow(["path", "split", *dataset.classes] if separate else ["path", "split", "label"])
+    grouped = any(sample.group for samples in dataset.splits.values() for sample in samples)
+    writer.writerow(["path", "split", *(["group"] if grouped else []), *(dataset.classes if separate else ["label"])])
     for split, samples in dataset.splits.items():
         for sample in samples:
             if not isinstance(sample.image, Path):
                 return ""
             labels = [int(k in sample.labels) for k in range(len(dataset.classes))] if separate else [dataset.classes[sample.labels[0]]]
-            writer.writerow([sample.image.resolve(), split, *labels])
+            writer.writerow([sample.image.resolve(), split, *([sample.group] if grouped else []), *labels])
     return text.getvalue()

@@ -177,7 +177,7 @@ class ViT(ImageBackbone):
         table: Tensor = self.pos_embed
         if torch.compiler.is_exporting() or grid != self.grid:  # a graph with free sides must not ask for the size
             table = resize_position_grid(table, self.grid, grid, num_extra=1)
-        first = (self.cls_token + table[:, :1]).expand(len(x), -1, -1)
+        first = (self.cls_token + table[:, :1]).expand(x.shape[0], -1, -1)  # len() would fix the batch of an export
         return torch.cat([first, map_to_tokens(feature) + table[:, 1:]], 1), grid
 
     def pyramid(self, x: Tensor) -> Iterator[Tensor]:

@@ -1,4 +1,4 @@
-"""AdamW with parameter groups, and averaged weights."""
+"""AdamW or SGD with parameter groups, and averaged weights."""
 
 from __future__ import annotations
 
@@ -51,13 +51,15 @@ def parameter_groups(
     ]
 
 
-def make_optimiser(model: nn.Module, settings: TrainingSettings) -> torch.optim.AdamW:
-    """AdamW as the settings ask."""
+def make_optimiser(model: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
+    """The optimiser that the settings ask for."""
     groups = parameter_groups(
         model, settings.weight_decay, decay_norms_and_biases=settings.decay_norms_and_biases, layer_decay=settings.layer_decay
     )
     if not groups:
         raise InputError(f"{type(model).__name__} has no parameters to train")
+    if settings.optimiser == "sgd":
+        return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=settings.momentum)
     return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas)
 
 

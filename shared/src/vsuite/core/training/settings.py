@@ -31,7 +31,8 @@ class TrainingSettings(BaseModel):
     Attributes:
         steps, epochs: length of the run, exactly one of them. A step is one update of the weights, whatever `accumulate` is.
         batch_size: samples a process and forward pass. accumulate: forward passes a step.
-        learning_rate, weight_decay, betas: of AdamW.
+        optimiser: "adamw", or "sgd" (stochastic gradient descent with momentum).
+        learning_rate, weight_decay, betas, momentum: of the optimiser; betas are AdamW's alone, momentum is SGD's.
         decay_norms_and_biases: apply weight decay to them (and to other one-dimensional parameters) too.
         layer_decay: the learning rate of each layer is that of the next one times this, and the head's is `learning_rate`; for
             fine-tuning models that number their layers (`layer_id`). None gives all layers the same.
@@ -55,9 +56,11 @@ class TrainingSettings(BaseModel):
     epochs: float | None = Field(None, gt=0, allow_inf_nan=False, json_schema_extra=MAY_GROW)
     batch_size: int = Field(4, ge=1)
     accumulate: int = Field(1, ge=1)
+    optimiser: Literal["adamw", "sgd"] = "adamw"
     learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False)
     weight_decay: float = Field(0.01, ge=0, allow_inf_nan=False)
     betas: tuple[float, float] = (0.9, 0.999)
+    momentum: float = Field(0.9, ge=0, lt=1)
     decay_norms_and_biases: bool = False
     layer_decay: float | None = Field(None, gt=0, le=1)
     schedule: str = "cosine"

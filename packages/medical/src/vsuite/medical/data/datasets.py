@@ -12,8 +12,9 @@ from typing import Any, Literal
 
 from vsuite.core.errors import InputError
 from vsuite.medical.data import geometry
+from vsuite.medical.data.files import ENDINGS, ending_of, is_image, read_grid, read_image, read_label, stem_of
 from vsuite.medical.data.labels import check_ids, first_items, ids_in, labels_by_name
-from vsuite.medical.data.nifti import ENDINGS, Volume, is_nifti, read_grid, read_image, read_label
+from vsuite.medical.data.nifti import Volume
 
 FOLDERS = (("images", "labels"), ("imagesTr", "labelsTr"))
 
@@ -37,17 +38,19 @@ class DatasetDescription:
         regions_class_order: with regions, the id written for each of them.
         training, test: cases with and without a label, sorted by name.
         notes: what is unusual but usable; shown by `describe`.
+        own_split: names of the cases to train and to validate on, where the data set comes divided.
     """
 
     name: str
     root: Path
-    layout: Literal["decathlon", "nnunet", "folders"]
+    layout: Literal["decathlon", "nnunet", "folders", "synapse", "acdc"]
     channels: list[str]
     labels: dict[str, int | list[int]]
     training: list[Case]
     test: list[Case] = field(default_factory=list)
     regions_class_order: list[int] | None = None
     notes: list[str] = field(default_factory=list)
+    own_split: tuple[list[str], list[str]] | None = None
 
 
 @dataclass
@@ -68,12 +71,15 @@ def read_dataset(path: str | Path) -> DatasetDescription:
 
     Args:
         path: a folder with a `dataset.json` in the Decathlon layout or nnU-Net's raw layout (told apart by what the file
-            says), or one with `images` and `labels` (or `imagesTr` and `labelsTr`) and no JSON; or the JSON file itself.
+            says), one with `images` and `labels` (or `imagesTr` and `labelsTr`) and no JSON, or Synapse or ACDC as `slice_sets`
+            describes them; or the JSON file itself.
 
     Raises:
         InputError: naming everything that is wrong at once: files that are missing, channels that are missing, mixed
             endings, labels without an image, and so on.
     """
+    from vsuite.medical.data.slice_sets import read_slice_set  # which builds on this module
+
     path = Path(path)
     if not path.exists():
         raise InputError(f"{path}: no such file or folder; a data set is a folder with dataset.json, or with images/ and labels/")
@@ -81,7 +87,7 @@ def read_dataset(path: str | Path) -> DatasetDescription:
     root = manifest.parent
     findings = _Findings()
     if not manifest.exists():
-        description = _read_folders(root, findings)
+        description = read_slice_set(root) or _read_folders(root, findings)
     else:
         content = read_json(manifest)
         description = _reader(content, manifest)(root, content, findings)
@@ -95,7 +101,13 @@ def read_dataset(path: str | Path) -> DatasetDescription:
 
 def describe(description: DatasetDescription) -> str:
     """What was understood, for the terminal: layout, channels, labels, cases, and notes."""
-    layouts = {"decathlon": "Decathlon (dataset.json)", "nnunet": "nnU-Net raw", "folders": "a pair of folders"}
+    layouts = {
+        "decathlon": "Decathlon (dataset.json)",
+        "nnunet": "nnU-Net raw",
+        "folders": "a pair of folders",
+        "synapse": "Synapse, prepared",
+        "acdc": "ACDC",
+    }
     labels = [f"{ids} {name}" if isinstance(ids, int) else f"{ids} {name} (region)" for name, ids in description.labels.items()]
     test = f", {len(description.test)} for test" if description.test else ""
     lines = [
@@ -120,7 +132,7 @@ def check_case(case: Case, description: DatasetDescription) -> tuple[Volume, Vol
     image = read_image(case.images, channels=len(description.channels))
     if case.label is None:
         return image, None
-    label = read_label(case.label)
+    label = read_label(case.label, like=image)
     if gap := geometry.difference(image.array.shape[1:], image.affine, label.array.shape[1:], label.affine):
         raise InputError(f"{case.label}: not on the grid of its image {case.images[0].name} (image against label): {gap}")
     check_ids(label.array, description.labels, case.label)
@@ -162,7 +174,7 @@ def _read_decathlon(root: Path, content: dict[str, Any], findings: _Findings) ->
             return None
         label = root / given["label"] if given.get("label") else None
         named_by = label or root / images[0]
-        return Case(_stem(named_by), tuple(root / image for image in images), label)
+        return Case(stem_of(named_by), tuple(root / image for image in images), label)
 
     training = [c for entry in content["training"] if (c := case(entry))]
     test = [c for entry in content.get("test") or [] if (c := case(entry))]
@@ -186,7 +198,7 @@ def _read_nnunet(root: Path, content: dict[str, Any], findings: _Findings) -> Da
     channels = [str(names[key]) for key in sorted(names, key=_as_number)]
     ending = str(content.get("file_ending", ".nii.gz"))
     if ending not in ENDINGS:
-        findings.problems.append(f"file_ending {ending!r} cannot be read; NIfTI files end in {' or '.join(ENDINGS)}")
+        findings.problems.append(f"file_ending {ending!r} cannot be read; it is one of {', '.join(ENDINGS)}")
     training = _numbered_cases(root / "imagesTr", root / "labelsTr", ending, len(channels), findings)
     test = _numbered_cases(root / "imagesTs", None, ending, len(channels), findings) if (root / "imagesTs").is_dir() else []
     _compare_count(content.get("numTraining"), training, findings)
@@ -199,15 +211,15 @@ def _read_folders(root: Path, findings: _Findings) -> DatasetDescription:
     pair = next(((root / i, root / j) for i, j in FOLDERS if (root / i).is_dir() and (root / j).is_dir()), None)
     if pair is None:
         raise InputError(f"{root}: not a data set: neither dataset.json, nor images/ with labels/, nor imagesTr/ with labelsTr/ in it")
-    images, labels = _nifti_files(pair[0]), {_stem(p): p for p in _nifti_files(pair[1])}
-    numbered = bool(images) and all(re.fullmatch(r".+_\d{4}", _stem(p)) for p in images) and not any(_stem(p) in labels for p in images)
+    images, labels = _image_files(pair[0]), {stem_of(p): p for p in _image_files(pair[1])}
+    numbered = bool(images) and all(re.fullmatch(r".+_\d{4}", stem_of(p)) for p in images) and not any(stem_of(p) in labels for p in images)
     if numbered:
-        count = len({_stem(p)[-4:] for p in images})
-        ending = ".nii.gz" if images[0].name.endswith(".nii.gz") else ".nii"
+        count = len({stem_of(p)[-4:] for p in images})
+        ending = ending_of(images[0])
         training = _numbered_cases(*pair, ending, count, findings)
         channels = [f"channel {i}" for i in range(count)]
     else:
-        training = [Case(_stem(p), (p,), labels.get(_stem(p))) for p in images]
+        training = [Case(stem_of(p), (p,), labels.get(stem_of(p))) for p in images]
         findings.problem("images without a label", [c.name for c in training if c.label is None])
         findings.problem("labels without an image", sorted(labels.keys() - {c.name for c in training}))
         channels = _unnamed_channels(training[0]) if training else ["image"]
@@ -220,16 +232,11 @@ def _read_folders(root: Path, findings: _Findings) -> DatasetDescription:
 # --- pieces ---
 
 
-def _nifti_files(folder: Path) -> list[Path]:
-    """The NIfTI files of a folder, sorted; without the `._*` twins that macOS puts into archives."""
+def _image_files(folder: Path) -> list[Path]:
+    """The images or label maps of a folder, sorted; without the `._*` twins that macOS puts into archives."""
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if is_nifti(path))
-
-
-def _stem(path: Path) -> str:
-    """The file's name without its NIfTI ending."""
-    return re.sub(r"\.nii(\.gz)?$", "", path.name)
+    return sorted(path for path in folder.iterdir() if is_image(path))
 
 
 def _as_number(key: Any) -> tuple[int, str]:
@@ -238,9 +245,9 @@ def _as_number(key: Any) -> tuple[int, str]:
 
 def _numbered_cases(images: Path, labels: Path | None, ending: str, count: int, findings: _Findings) -> list[Case]:
     """Cases of one file a channel, `{case}_{XXXX}{ending}`, and their labels `{case}{ending}`."""
-    files = _nifti_files(images)
+    files = _image_files(images)
     findings.problem(f"{images.name}: files that do not end in {ending}", [p.name for p in files if not _ends(p, ending)])
-    matches = {p: re.fullmatch(r"(.+)_(\d{4})", _stem(p)) for p in files}
+    matches = {p: re.fullmatch(r"(.+)_(\d{4})", stem_of(p)) for p in files}
     findings.problem(f"{images.name}: names without a channel number such as _0000", [p.name for p, m in matches.items() if not m])
     by_case: dict[str, dict[int, Path]] = {}
     for path, match in matches.items():
@@ -250,7 +257,7 @@ def _numbered_cases(images: Path, labels: Path | None, ending: str, count: int, 
     findings.problem(f"{images.name}: missing channels", gaps)
     extra = [found[i].name for found in by_case.values() for i in sorted(found) if i >= count]
     findings.problem(f"{images.name}: more channels than the {count} that are named", extra)
-    given = {_stem(p): p for p in _nifti_files(labels)} if labels else {}
+    given = {stem_of(p): p for p in _image_files(labels)} if labels else {}
     if labels:
         findings.problem(f"{labels.name}: files that do not end in {ending}", [p.name for p in given.values() if not _ends(p, ending)])
         findings.problem("images without a label", sorted(by_case.keys() - given.keys()))
@@ -259,7 +266,7 @@ def _numbered_cases(images: Path, labels: Path | None, ending: str, count: int, 
 
 
 def _ends(path: Path, ending: str) -> bool:
-    return path.name == _stem(path) + ending
+    return path.name == stem_of(path) + ending
 
 
 def _unnamed_channels(case: Case) -> list[str]:
@@ -309,17 +316,17 @@ def _check_structure(description: DatasetDescription, findings: _Findings) -> No
         findings.problem(f"{kind} cases that are listed twice", twice)
     if len(description.labels) < 2 and not findings.problems:
         findings.problems.append("no label beside the background")
-    if len({p.name.removeprefix(_stem(p)) for c in description.training for p in c.images}) > 1:
+    if description.own_split is None and len({ending_of(p) for c in description.training for p in c.images}) > 1:
         findings.problem("mixed file endings among the images", [c.images[0].name for c in _odd_endings(description.training)])
-    odd = [p.name for p in files if not p.name.endswith(ENDINGS)]
-    findings.problem(f"not NIfTI ({' or '.join(ENDINGS)})", odd)
+    odd = [p.name for p in files if ending_of(p) not in ENDINGS]
+    findings.problem(f"no images or label maps ({', '.join(ENDINGS)})", odd)
     description.training.sort(key=lambda c: c.name)
     description.test.sort(key=lambda c: c.name)
 
 
 def _odd_endings(cases: Sequence[Case]) -> list[Case]:
     """The cases whose file ending is the rarer one."""
-    endings = {c.name: c.images[0].name.removeprefix(_stem(c.images[0])) for c in cases}
+    endings = {c.name: ending_of(c.images[0]) for c in cases}
     usual = Counter(endings.values()).most_common(1)[0][0]
     return [c for c in cases if endings[c.name] != usual]
 

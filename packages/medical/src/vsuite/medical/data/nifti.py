@@ -73,14 +73,19 @@ def read_image(paths: str | Path | Sequence[str | Path], *, channels: int | None
     if not files:
         raise InputError("an image needs at least one file; got none")
     volume = _read_channels(files[0]) if len(files) == 1 else _read_file_a_channel(files)
+    check_channels(volume, files, channels)
+    return volume
+
+
+def check_channels(volume: Volume, files: Sequence[Path], channels: int | None) -> None:
+    """Refuses another number of channels than `channels` (None takes any), and warns of constant ones."""
     if channels is not None and volume.array.shape[0] != channels:
         what = f"4D with {volume.array.shape[0]} channels" if len(files) == 1 and volume.array.shape[0] > 1 else f"{volume.array.shape[0]}"
         raise InputError(f"{files[0]}: {what} given, where {channels} {'is' if channels == 1 else 'are'} expected")
     for index, channel in enumerate(volume.array):
         if channel.min() == channel.max():
             name = files[index] if len(files) > 1 else f"{files[0]}: channel {index}"
-            warnings.warn(f"{name}: all voxels are {channel.flat[0]:g}", stacklevel=2)
-    return volume
+            warnings.warn(f"{name}: all voxels are {channel.flat[0]:g}", stacklevel=3)
 
 
 def _read_channels(path: Path) -> Volume:

@@ -97,7 +97,10 @@ class PlanSettings(BaseModel):
         spacing: mm along x, y, z; "median" of the data set; "file" leaves every volume at its own.
         patch_size: voxels along the network's D, H, W; else chosen from the median shape within `patch_voxels`.
         patch_voxels: most voxels a patch may have; memory and time of a step grow with it.
-        axes, crop: as in `Plan`.
+            Of a 2D model, slices of 1 x S x S: the model's own `image_size` if it is given, else one that holds most slices.
+        axes, crop: as in `Plan`. Without axes they are x, y, z; of a 2D model, slices lie across the axis with the largest
+            voxel sides (z where all are alike).
+        zoom_slices: as in `Plan`.
         mirror_axes: as in `Plan`; None takes all axes but those along which a label's name tells sides apart (left, anterior,
             upper, ...), since a mirrored left kidney is a right one.
     """
@@ -113,7 +116,8 @@ class PlanSettings(BaseModel):
     spacing: Triple | Literal["median", "file"] = "median"
     patch_size: Shape | None = None
     patch_voxels: int = Field(default=96**3, ge=16**3)
-    axes: Shape = (0, 1, 2)
+    axes: Shape | None = None
+    zoom_slices: bool = False
     crop: tuple[tuple[int, int], tuple[int, int], tuple[int, int]] | None = None
     mirror_axes: tuple[int, ...] | None = None
 
@@ -228,7 +232,9 @@ def make_plan(description: DatasetDescription, result: Fingerprint, settings: Pl
             f"the recipe's labels use the ids {missing}, which {description.name} does not have: its label map is {description.labels}"
         )
     channels = settings.channels or description.channels
+    settings = settings.model_copy(update={"axes": settings.axes or _axes(result, settings)})
     spacing = _spacing(result, settings)
+    patch_size = settings.patch_size or (_slice_size if takes_slices(settings) else _patch_size)(result, spacing, settings)
     plan = {
         "dataset": description.name,
         "channels": channels,
@@ -236,14 +242,19 @@ def make_plan(description: DatasetDescription, result: Fingerprint, settings: Pl
         "labels": labels,
         "regions_class_order": settings.regions_class_order if settings.labels else description.regions_class_order,
         "spacing": spacing,
-        "patch_size": settings.patch_size or _patch_size(result, spacing, settings),
+        "patch_size": patch_size,
         "axes": settings.axes,
         "crop": settings.crop,
         "mirror_axes": _mirror_axes(labels, settings),
+        "zoom_slices": settings.zoom_slices,
         "model": settings.model,
     }
     num_outputs = check_settings(Plan, plan, "plan").num_outputs
-    sizes = {"in_channels": len(channels), "num_classes": num_outputs}
+    sizes: dict[str, Any] = {"in_channels": len(channels), "num_classes": num_outputs}
+    if "image_size" in model_info(settings.model).options:
+        if patch_size[1] != patch_size[2]:
+            raise InputError(f"{settings.model} takes square slices; got a patch of {' x '.join(map(str, patch_size))}")
+        sizes["image_size"] = patch_size[1]
     return check_settings(Plan, plan | {"options": sizes | settings.options}, "plan")
 
 
@@ -265,6 +276,7 @@ def fixed_plan(settings: PlanSettings, dataset: str = "") -> Plan:
         given["normalisation"] = [given["normalisation"]] * len(given["channels"])
     assert settings.labels is not None
     given["mirror_axes"] = _mirror_axes(settings.labels, settings)
+    given["axes"] = settings.axes or (0, 1, 2)
     return check_settings(Plan, given | {"dataset": dataset}, "plan")
 
 
@@ -311,7 +323,7 @@ def _mirror_axes(labels: Mapping[str, object], settings: PlanSettings) -> tuple[
         return settings.mirror_axes
     spaced = (re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name) for name in labels)  # LeftKidney is left as well
     words = {word for name in spaced for word in re.split(r"[^a-z]+", name.casefold())}
-    return tuple(i for i, axis in enumerate(settings.axes) if not words & SIDES[axis])
+    return tuple(i for i, axis in enumerate(settings.axes or (0, 1, 2)) if not words & SIDES[axis])
 
 
 def _spacing(result: Fingerprint, settings: PlanSettings) -> Triple | None:
@@ -332,8 +344,9 @@ def _spacing(result: Fingerprint, settings: PlanSettings) -> Triple | None:
 def _patch_size(result: Fingerprint, spacing: Triple | None, settings: PlanSettings) -> Shape:
     """The median volume, rounded up to what the network halves evenly; longest side (in mm) cut until the budget holds."""
     stride = _total_stride(settings)
-    shape = np.array(median_shape(result, spacing))[list(settings.axes)]
-    sides = np.array(spacing or result.median_spacing)[list(settings.axes)]
+    axes = list(settings.axes or (0, 1, 2))
+    shape = np.array(median_shape(result, spacing))[axes]
+    sides = np.array(spacing or result.median_spacing)[axes]
     # A volume of few strides would be mostly padding if rounded up to whole ones; the network takes quarters as well.
     steps = [stride if extent >= 2 * stride else max(stride // 4, 1) for extent in shape]
     patch = [max(math.ceil(extent / step) * step, stride // 2) for extent, step in zip(shape, steps, strict=True)]
@@ -343,6 +356,36 @@ def _patch_size(result: Fingerprint, spacing: Triple | None, settings: PlanSetti
             break
         patch[longest] -= steps[longest]
     return patch[0], patch[1], patch[2]
+
+
+def takes_slices(settings: PlanSettings) -> bool:
+    """Whether the plan will be 2D: by the patch, else by the input that the model was published with."""
+    if settings.patch_size is not None:
+        return settings.patch_size[0] == 1
+    return len(model_info(settings.model).input_size) == 3
+
+
+def _axes(result: Fingerprint, settings: PlanSettings) -> Shape:
+    if not takes_slices(settings):
+        return 0, 1, 2
+    single = [axis for axis in (2, 1, 0) if all(case.shape[axis] == 1 for case in result.cases)]
+    sides = result.median_spacing
+    across = single[0] if single else max((2, 1, 0), key=lambda axis: round(sides[axis], 2))
+    first, second = (axis for axis in range(3) if axis != across)
+    return across, first, second
+
+
+def _slice_size(result: Fingerprint, spacing: Triple | None, settings: PlanSettings) -> Shape:
+    """The longer side of the median slice, rounded up to what the network takes, within the budget of voxels."""
+    assert settings.axes is not None
+    given = settings.options.get("image_size")
+    if given is not None:
+        return 1, given, given
+    shape = median_shape(result, spacing)
+    longest = max(shape[axis] for axis in settings.axes[1:])
+    step = int(settings.options.get("patch_size") or model_info(settings.model).options.get("patch_size", 16))
+    side = min(math.ceil(longest / step), math.isqrt(settings.patch_voxels) // step) * step
+    return 1, max(side, 2 * step), max(side, 2 * step)
 
 
 def _total_stride(settings: PlanSettings) -> int:
@@ -366,6 +409,7 @@ _COMMENTS = {
     "patch_size": "Voxels of a training patch and of a prediction window, in the order of `axes`.",
     "axes": "Order in which x, y, z (0, 1, 2) enter the network.",
     "crop": "Fixed start and stop an axis (x, y, z), in training and validation; prediction takes the whole volume.",
+    "zoom_slices": "2D: whether whole slices are zoomed to the patch and back, instead of being covered by windows.",
     "mirror_axes": "Axes of the network's input that may be mirrored; never one that tells left from right where labels do.",
     "model": "The network.",
 }

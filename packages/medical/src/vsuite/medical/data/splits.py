@@ -11,6 +11,7 @@ import numpy as np
 
 from vsuite.core.errors import InputError, unknown
 from vsuite.medical.data.datasets import DatasetDescription, read_json
+from vsuite.medical.data.files import stem_of
 from vsuite.medical.data.labels import first_items
 
 
@@ -31,7 +32,7 @@ def split_cases(
     fraction: float = 0.2,
     seed: int = 0,
 ) -> Split:
-    """Divides the cases into training and validation.
+    """Divides the cases into training and validation; without file and fold, as the data set comes divided, if it does.
 
     Args:
         file: a JSON file with {"train": [names], "val": [names]}, or a list of such, as nnU-Net's splits_final.json,
@@ -43,6 +44,8 @@ def split_cases(
     names = sorted(case.name for case in description.training)
     if file is not None:
         return _read_split(Path(file), fold, names)
+    if fold is None and description.own_split is not None:
+        return Split(*description.own_split)
     shuffled = [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
     if fold is not None:
         if not 2 <= folds <= len(names):
@@ -81,4 +84,4 @@ def _names(content: Any, key: str, path: Path) -> list[str]:
     group = content.get(key) if isinstance(content, dict) else None
     if not isinstance(group, list) or not all(isinstance(name, str) for name in group):
         raise InputError(f'{path}: a split is {{"train": [names], "val": [names]}}, or a list of such')
-    return [name.removesuffix(".gz").removesuffix(".nii") for name in group]
+    return [stem_of(Path(name)) for name in group]

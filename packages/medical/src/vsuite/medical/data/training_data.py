@@ -19,9 +19,10 @@ from vsuite.core.errors import InputError
 from vsuite.core.files import atomic_path
 from vsuite.medical import __version__
 from vsuite.medical.data.datasets import Case
+from vsuite.medical.data.files import read_image, read_label
 from vsuite.medical.data.geometry import spacing_of
 from vsuite.medical.data.labels import IGNORE_INDEX, encode
-from vsuite.medical.data.nifti import Volume, read_image, read_label
+from vsuite.medical.data.nifti import Volume
 from vsuite.medical.data.transforms import (
     AugmentationSettings,
     Interpolation,
@@ -30,6 +31,8 @@ from vsuite.medical.data.transforms import (
     drop_boxes,
     random_placement,
     take_patch,
+    turn,
+    zoomed_slice,
 )
 from vsuite.medical.plan import Plan
 from vsuite.medical.preprocess import Prepared, preprocess, preprocess_label
@@ -98,7 +101,7 @@ def _key(case: Case, plan: Plan) -> str:
         stamps = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
     except OSError as error:
         raise InputError(f"{case.name}: {error.filename}: {error.strerror}") from error
-    used = plan.model_dump(mode="json", include={"channels", "normalisation", "labels", "spacing", "axes", "crop"})
+    used = plan.model_dump(mode="json", include={"channels", "normalisation", "labels", "spacing", "axes", "crop"}) | {"is_2d": plan.is_2d}
     return hashlib.sha256(json.dumps([__version__, stamps, used], sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -106,7 +109,8 @@ def _prepare(case: Case, plan: Plan) -> tuple[np.ndarray, np.ndarray, np.ndarray
     """Image, target, locations (rows of output, D, H, W) and facts (spacing) of one case."""
     if case.label is None:
         raise InputError(f"{case.name}: has no label to train on")
-    image, label = read_image(case.images, channels=len(plan.channels)), read_label(case.label)
+    image = read_image(case.images, channels=len(plan.channels))
+    label = read_label(case.label, like=image)
     prepared = preprocess(image, plan)
     ids = preprocess_label(label, plan)
     if prepared.tensor.shape[1:] != ids.shape:
@@ -175,18 +179,27 @@ class TrainingData:
         """
         settings, size = self.augmentation, self.plan.patch_size
         case = self.store.get(self.cases[index % len(self.cases)])
-        placement = random_placement(self._start(case, rng), size, case.spacing, settings, rng)
-        edge = settings.outside_crop == "edge"
-        classes = None if self.plan.has_regions else self.plan.num_outputs
-        image, label = take_patch(
-            case.image, case.target, placement, label_interpolation=self._interpolation(), num_classes=classes, edge=edge
-        )
+        start = self._start(case, rng)
+        turned = settings.turn_probability > 0 and rng.random() < settings.turn_probability
+        if turned:
+            settings = settings.model_copy(update={"rotation_probability": 0.0})
+        if self.plan.zoom_slices:
+            image, label = zoomed_slice(case.image, case.target, start[0], size[1], settings, rng)
+        else:
+            placement = random_placement(start, size, case.spacing, settings, rng)
+            edge = settings.outside_crop == "edge"
+            classes = None if self.plan.has_regions else self.plan.num_outputs
+            image, label = take_patch(
+                case.image, case.target, placement, label_interpolation=self._interpolation(), num_classes=classes, edge=edge
+            )
+        if turned:
+            image, label = turn(image, label, rng)
         mirrored = [axis + 1 for axis in self.plan.mirror_axes if rng.random() < settings.mirror_probability]
         if mirrored:
             image, label = image.flip(mirrored), label.flip(mirrored)
         drop_boxes(image, label, settings, rng)
         if self._voxels is None:
-            self._voxels = VoxelAugmentation(settings)
+            self._voxels = VoxelAugmentation(settings, flat=self.plan.is_2d)
         image = self._voxels(image, rng)
         return {"image": image.contiguous(), "label": label.contiguous() if self.plan.has_regions else label.long()}
 
@@ -255,7 +268,7 @@ class ValidationData:
         case = self.cases[index]
         assert case.label is not None
         image = read_image(case.images, channels=len(self.plan.channels))
-        item = ValidationCase(case.name, image, preprocess(image, self.plan), read_label(case.label))
+        item = ValidationCase(case.name, image, preprocess(image, self.plan), read_label(case.label, like=image))
         if self.plan.crop is not None:
             item = _cropped(item, self.plan)
         size = image.array.nbytes + item.prepared.tensor.nbytes + item.label.array.nbytes

@@ -14,8 +14,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
+
+from vsuite.medical.data.zoom import zoom_labels, zoom_slice
 
 Range = tuple[float, float]
 Probability = float
@@ -32,6 +35,7 @@ class AugmentationSettings(BaseModel):
             anywhere in the volume.
         mirror_probability: for each of the plan's `mirror_axes`.
         rotation_probability, rotation: largest angle in radians about D, H and W.
+        turn_probability: of quarter turns and a flip of 2D patches; one that is turned is not rotated.
         scale_probability, scale: zoom factors, above 1 enlarges; one draw for all axes.
         elastic_probability, elastic_magnitude, elastic_spacing: standard deviation in mm and spacing in voxels of random
             displacements, interpolated in between.
@@ -57,6 +61,7 @@ class AugmentationSettings(BaseModel):
     mirror_probability: Probability = Field(default=0.0, ge=0, le=1)
     rotation_probability: Probability = Field(default=0.0, ge=0, le=1)
     rotation: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    turn_probability: Probability = Field(default=0.0, ge=0, le=1)
     scale_probability: Probability = Field(default=0.0, ge=0, le=1)
     scale: Range = (1.0, 1.0)
     elastic_probability: Probability = Field(default=0.0, ge=0, le=1)
@@ -133,16 +138,46 @@ def random_placement(
     """
     sides = np.asarray(spacing, np.float64)
     rotate, zoom, bend = rng.random(3) < (settings.rotation_probability, settings.scale_probability, settings.elastic_probability)
-    matrix, displacement = None, None
+    matrix, displacement, flat = None, None, size[0] == 1  # a slice moves in its own plane
     if rotate:
-        angles = [rng.uniform(-limit, limit) for limit in settings.rotation]
+        angles = [rng.uniform(-limit, limit) * (axis == 0 or not flat) for axis, limit in enumerate(settings.rotation)]
         matrix = rotation_matrix(angles) * sides / sides[:, None]
     if zoom:
         matrix = (np.eye(3) if matrix is None else matrix) / rng.uniform(*settings.scale)
+        if flat:
+            matrix[0, 0] = 1.0
     if bend:
         grid = [max(2, round(s / settings.elastic_spacing) + 1) for s in size]
         displacement = settings.elastic_magnitude / sides[:, None, None, None] * rng.standard_normal((3, *grid))
+        if flat:
+            displacement[0] = 0
     return Placement(start, size, matrix, displacement)
+
+
+def turn(image: Tensor, label: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Quarter turns, 0 to 3, in the plane H, W, and a flip of one of its axes, of an image and a label C, 1, S, S."""
+    quarters, axis = int(rng.integers(4)), 2 + int(rng.integers(2))
+    image, label = (one.rot90(quarters, (2, 3)).flip(axis) for one in (image, label))
+    return image, label
+
+
+def zoomed_slice(
+    image: np.ndarray, target: np.ndarray, index: int, size: int, settings: AugmentationSettings, rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    """A whole slice of a volume C, D, H, W and of its target, at another size: splines and the nearest pixel, as predictions are made.
+
+    A rotation (by an angle within `settings.rotation[0]`) takes the nearest pixel of both and keeps the size.
+
+    Returns:
+        float32 C, 1, size, size and K, 1, size, size.
+    """
+    parts = np.array(image[:, index]), np.array(target[:, index])
+    if rng.random() < settings.rotation_probability:
+        angle = np.rad2deg(rng.uniform(-settings.rotation[0], settings.rotation[0]))
+        parts = tuple(ndimage.rotate(part, angle, (1, 2), reshape=False, order=0) for part in parts)
+    pixels = np.stack([zoom_slice(channel, (size, size)) for channel in parts[0]]).astype(np.float32)
+    labels = zoom_labels(parts[1], (size, size)).astype(np.float32)
+    return torch.from_numpy(pixels)[:, None], torch.from_numpy(labels)[:, None]
 
 
 def rotation_matrix(angles: Sequence[float]) -> np.ndarray:
@@ -247,15 +282,21 @@ class VoxelAugmentation:
     """Changes voxel values: MONAI's transforms in the order smooth, low resolution, gain, shift, contrast, gamma, noise, Gibbs.
 
     Built once; importing MONAI takes seconds.
+
+    Args:
+        flat: patches are one voxel thick and changed as pictures: nothing reaches beyond the slice.
     """
 
-    def __init__(self, settings: AugmentationSettings) -> None:
-        s = settings
+    def __init__(self, settings: AugmentationSettings, *, flat: bool = False) -> None:
+        s, self._flat = settings, flat
         import monai.transforms as mt
 
         candidates: list[tuple[float, Any]] = [
             (s.smooth_probability, mt.RandGaussianSmooth(s.smooth_sigma, s.smooth_sigma, s.smooth_sigma, prob=1.0)),
-            (s.low_resolution_probability, mt.RandSimulateLowResolution(prob=1.0, zoom_range=s.low_resolution)),
+            (
+                s.low_resolution_probability,
+                mt.RandSimulateLowResolution(prob=1.0, zoom_range=s.low_resolution, upsample_mode="bilinear" if flat else "trilinear"),
+            ),
             (s.gain_probability, mt.RandScaleIntensity(factors=s.gain, prob=1.0, channel_wise=True)),
             (s.shift_probability, mt.RandShiftIntensity(offsets=s.shift, prob=1.0, channel_wise=True)),
             (
@@ -272,6 +313,8 @@ class VoxelAugmentation:
         """image: C, D, H, W float32 -> the same shape."""
         import monai.data
 
+        if self._flat:
+            image = image[:, 0]
         meta = monai.data.get_track_meta()
         monai.data.set_track_meta(False)
         try:
@@ -281,7 +324,7 @@ class VoxelAugmentation:
                     image = transform(image)
         finally:
             monai.data.set_track_meta(meta)
-        return image.float()
+        return image[:, None].float() if self._flat else image.float()
 
 
 def drop_boxes(image: Tensor, label: Tensor, settings: AugmentationSettings, rng: np.random.Generator) -> None:

@@ -180,7 +180,7 @@ def _metadata(plan: Plan, contract: Contract, facts: BundleFacts, name: str) -> 
         "format": "hounsfield" if ct else "magnitude",
         "modality": "CT" if ct and facts.modality == "n/a" else facts.modality,
         "num_channels": len(plan.channels),
-        "spatial_shape": list(contract.input.window),
+        "spatial_shape": list(contract.input.sides),
         "dtype": "float32",
         "value_range": [],
         "is_patch_data": True,
@@ -200,7 +200,7 @@ def _metadata(plan: Plan, contract: Contract, facts: BundleFacts, name: str) -> 
         "numpy_version": _version("numpy"),
         "required_packages_version": {package: _version(package) for package in packages},
         "name": name,
-        "task": facts.task or f"3D segmentation: {structures}",
+        "task": facts.task or f"{'2D' if plan.is_2d else '3D'} segmentation: {structures}",
         "description": facts.description or f"Segmentation of {structures} with {contract.model}, trained on {dataset}.",
         "authors": facts.authors,
         "copyright": facts.copyright,
@@ -252,6 +252,6 @@ def _readme(metadata: dict[str, Any], plan: Plan, contract: Contract, facts: Bun
         "window": " x ".join(map(str, window)),
         "overlap": f"{contract.windows.overlap:g}",
         "blend": contract.windows.blending,
-        "input_shape": str([1, len(plan.channels), *window]).replace(" ", ""),
+        "input_shape": str([1, len(plan.channels), *contract.input.sides]).replace(" ", ""),
     }
     return Template(_template("README.md")).substitute(values)

@@ -47,21 +47,27 @@ class Input(_Strict):
     """The network's input tensor.
 
     Attributes:
-        layout: letters of the tensor's axes; D, H, W are the anatomical axes of `axes`.
+        layout: letters of the tensor's axes; D, H, W are the anatomical axes of `axes`. B, C, H, W for a network of slices,
+            which lie along D.
         orientation: anatomical direction in which each of x, y, z grows, in the order x, y, z.
         axes: the anatomical axis behind D, H and W.
         spacing_mm: voxel size along x, y, z that the image is resampled to (linear); null keeps the file's own.
-        window: voxels of one window along D, H, W.
+        window: voxels of one window along D, H, W; D is 1 for a network of slices.
     """
 
     name: Literal["image"] = "image"
     dtype: Literal["float32"] = "float32"
-    layout: Literal["B, C, D, H, W"] = "B, C, D, H, W"
+    layout: Literal["B, C, D, H, W", "B, C, H, W"] = "B, C, D, H, W"
     channels: list[Channel]
     orientation: Literal["RAS"] = "RAS"
     axes: tuple[str, str, str]
     spacing_mm: tuple[float, float, float] | None
     window: tuple[int, int, int]
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """The window along the tensor's own spatial axes: D, H, W, or H, W of slices."""
+        return self.window if "D" in self.layout else self.window[1:]
 
 
 class Windows(_Strict):
@@ -104,7 +110,7 @@ class Output(_Strict):
 
     name: Literal["pred"] = "pred"
     dtype: Literal["float32"] = "float32"
-    layout: Literal["B, K, D, H, W"] = "B, K, D, H, W"
+    layout: Literal["B, K, D, H, W", "B, K, H, W"] = "B, K, D, H, W"
     activation: Literal["softmax", "sigmoid"]
     classes: list[Class]
     writing_order: list[int] | None
@@ -163,7 +169,13 @@ def contract_of(model: nn.Module, plan: Plan, *, overlap: float = 0.5, blend: Li
     built_from = getattr(model, "built_from", {})
     return Contract(
         steps=_steps(plan, overlap),
-        input=Input(channels=channels, axes=axes, spacing_mm=plan.spacing, window=plan.patch_size),  # type: ignore[arg-type]
+        input=Input(
+            layout="B, C, H, W" if plan.is_2d else "B, C, D, H, W",
+            channels=channels,
+            axes=axes,  # type: ignore[arg-type]
+            spacing_mm=plan.spacing,
+            window=plan.patch_size,
+        ),
         windows=Windows(overlap=overlap, blending=blend, meaning=blending),
         output=_output(plan),
         model=built_from.get("model", plan.model),
@@ -191,6 +203,18 @@ def weights_digest(model: nn.Module) -> str:
 
 def _steps(plan: Plan, overlap: float) -> list[str]:
     spacing = "keep the voxel size" if plan.spacing is None else f"resample linearly to {' x '.join(f'{s:g}' for s in plan.spacing)} mm"
+    if plan.is_2d and plan.spacing is not None:
+        spacing += f" (x, y, z), but keep the voxel size along {'xyz'[plan.axes[0]]}, across the slices"
+    windows = [
+        f"predict windows of {' x '.join(map(str, plan.patch_size))} voxels with an overlap of {overlap:g}; pad smaller volumes with 0",
+        "blend the windows' logits",
+    ]
+    if plan.zoom_slices:
+        size = plan.patch_size[1]
+        windows = [
+            f"zoom each slice H, W to {size} x {size} pixels by cubic splines with the corners kept (scipy.ndimage.zoom, order 3)",
+            "predict the slices, and take the logits back to the slices' own size by the nearest pixel (order 0)",
+        ]
     decide = "a region is where its probability is above 0.5 (its logit above 0)" if plan.has_regions else "take the class of largest logit"
     return [
         f"stack the channels in the order {', '.join(plan.channels)}",
@@ -198,8 +222,7 @@ def _steps(plan: Plan, overlap: float) -> list[str]:
         "permute and flip the axes to RAS by the closest anatomical directions",
         spacing,
         f"order the axes {', '.join('xyz'[axis] for axis in plan.axes)} as D, H, W",
-        f"predict windows of {' x '.join(map(str, plan.patch_size))} voxels with an overlap of {overlap:g}; pad smaller volumes with 0",
-        "blend the windows' logits",
+        *windows,
         "resample the logits linearly to the file's own grid, undo the axes' order and flips",
         decide,
         "write the ids under the affine of the file",
@@ -208,6 +231,7 @@ def _steps(plan: Plan, overlap: float) -> list[str]:
 
 def _output(plan: Plan) -> Output:
     foreground = list(plan.foreground.items())
+    layout: Literal["B, K, D, H, W", "B, K, H, W"] = "B, K, H, W" if plan.is_2d else "B, K, D, H, W"
     if plan.has_regions:
         written = plan.regions_class_order or []
         classes = [
@@ -215,7 +239,8 @@ def _output(plan: Plan) -> Output:
             for i, (name, ids) in enumerate(foreground)
         ]
         decision = "each region where its sigmoid is above 0.5, written in `writing_order` over 0"
-        return Output(activation="sigmoid", classes=classes, writing_order=writing_order(plan), decision=decision)
+        return Output(layout=layout, activation="sigmoid", classes=classes, writing_order=writing_order(plan), decision=decision)
     ids_by_name = {"background": 0, **{name: ids for name, ids in foreground if isinstance(ids, int)}}
     classes = [Class(index=i, name=name, covers=[ids], written_as=ids) for i, (name, ids) in enumerate(ids_by_name.items())]
-    return Output(activation="softmax", classes=classes, writing_order=None, decision="the id of the channel with the largest logit")
+    decision = "the id of the channel with the largest logit"
+    return Output(layout=layout, activation="softmax", classes=classes, writing_order=None, decision=decision)

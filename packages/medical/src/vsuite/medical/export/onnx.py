@@ -62,7 +62,7 @@ def export_onnx(
         weights: see `model_and_plan`.
         out_path: ends in .onnx; the contract gets this name with .json behind it.
         batch: windows a call; None leaves it free.
-        window: voxels D, H, W; None takes the plan's patch size.
+        window: voxels D, H, W (D is 1 for a network of slices); None takes the plan's patch size.
         dynamic_size: leave D, H and W free as well. Takes several times as long, and runtimes optimise such a graph
             less; the export needs it only where whole volumes of any size go in without a sliding window.
         overlap, blend: of the sliding window that the contract states.
@@ -76,6 +76,8 @@ def export_onnx(
     if batch is not None and batch < 1:
         raise InputError(f"batch must be 1 or more; got {batch}")
     model, contract = _prepare(weights, window, overlap, blend)
+    if dynamic_size and len(contract.input.sides) == 2:
+        raise InputError(f"{path}: a free size is for networks of volumes; {contract.model} takes slices of {contract.input.sides}")
     # For a free size, sides that differ from each other and are more than 1 at every stage: others would be taken as fixed.
     example = _random(batch or 2, contract, (64, 96, 128) if dynamic_size else None)
     # Every free axis has a name of its own; those of the size are found by the exporter, which knows what they must divide into.
@@ -153,6 +155,10 @@ def _prepare(weights: Source, window: Sequence[int] | None, overlap: float, blen
     if window is not None:
         if len(window) != 3 or min(window) < 1:
             raise InputError(f"window takes three numbers of voxels, D, H and W; got {list(window)}")
+        if plan.is_2d != (window[0] == 1):
+            raise InputError(
+                f"window must be {'one voxel' if plan.is_2d else 'more than one voxel'} thick, as the plan's; got {list(window)}"
+            )
         plan = plan.model_copy(update={"patch_size": tuple(window)})
     contract = contract_of(model, plan, overlap=overlap, blend=blend)
     with torch.no_grad():
@@ -181,7 +187,7 @@ def _write_contract(contract: Contract, path: Path) -> Path:
 
 def _random(batch: int, contract: Contract, size: Sequence[int] | None = None) -> Tensor:
     """Windows, or inputs of another size. The same values at every call: what is written must not depend on the state of the generator."""
-    return torch.randn(batch, len(contract.input.channels), *(size or contract.input.window), generator=torch.Generator().manual_seed(0))
+    return torch.randn(batch, len(contract.input.channels), *(size or contract.input.sides), generator=torch.Generator().manual_seed(0))
 
 
 def _compare(model: nn.Module, run: Callable[[Tensor], Tensor], inputs: Sequence[Tensor], path: Path) -> tuple[float, float]:

@@ -14,8 +14,8 @@ from typing import Any
 from vsuite.core.errors import InputError
 from vsuite.core.files import write_text
 from vsuite.medical.data.datasets import Case
+from vsuite.medical.data.files import ENDINGS, ending_of, is_image, label_ending, read_grid, stem_of
 from vsuite.medical.data.labels import first_items
-from vsuite.medical.data.nifti import ENDINGS, is_nifti, read_grid
 from vsuite.medical.inference.predictor import Predictor
 from vsuite.medical.plan import Plan
 
@@ -39,9 +39,9 @@ def find_cases(inputs: str | Path | Sequence[str | Path], plan: Plan) -> list[Ca
     for path in given:
         if not path.exists():
             raise InputError(f"{path}: no such file or folder")
-        found = sorted(p for p in path.iterdir() if is_nifti(p)) if path.is_dir() else [path]
+        found = sorted(p for p in path.iterdir() if is_image(p)) if path.is_dir() else [path]
         if not found:
-            raise InputError(f"{path}: holds no NIfTI files ({' or '.join(ENDINGS)})")
+            raise InputError(f"{path}: holds no images ({', '.join(ENDINGS)})")
         endings = {ending_of(p) for p in found}
         if len(endings) > 1:
             raise InputError(f"{path}: mixes {' and '.join(sorted(endings))} files; one ending is expected")
@@ -52,16 +52,6 @@ def find_cases(inputs: str | Path | Sequence[str | Path], plan: Plan) -> list[Ca
     if twice:
         raise InputError(f"several inputs would be written as {first_items(twice)}; predict them into folders of their own")
     return sorted(cases, key=lambda case: case.name)
-
-
-def ending_of(path: Path) -> str:
-    """ ".nii.gz" or ".nii"; the last suffix of any other name."""
-    return next((ending for ending in ENDINGS if path.name.endswith(ending)), path.suffix)
-
-
-def stem_of(path: Path) -> str:
-    """The name without its ending."""
-    return path.name.removesuffix(ending_of(path))
 
 
 def _numbered(files: Sequence[Path], plan: Plan) -> list[Case]:
@@ -94,7 +84,7 @@ def predict_files(
     save_probabilities: bool = False,
     progress: bool = True,
 ) -> int:
-    """Predicts every case and writes `<case>.nii.gz` in the case's own grid, `predictions.json` and `labels.json`.
+    """Predicts every case and writes `<case>.nii.gz` (`<case>.png` of a picture) in its own grid, `predictions.json` and `labels.json`.
 
     A case that fails is recorded with its error, and the others go on. Files appear whole or not at all, so a label map that
     is there is finished.
@@ -116,7 +106,7 @@ def predict_files(
     """
     out_folder, plan = Path(out_folder), predictor.plan
     cases = find_cases(inputs, plan)
-    outputs = {case.name: out_folder / f"{case.name}.nii.gz" for case in cases}
+    outputs = {case.name: out_folder / f"{case.name}{label_ending(case.images[0])}" for case in cases}
     _check_before(cases, outputs, plan, may_exist=resume or overwrite)
     write_text(
         out_folder / "labels.json", json.dumps({"labels": plan.labels, "regions_class_order": plan.regions_class_order}, indent=1) + "\n"

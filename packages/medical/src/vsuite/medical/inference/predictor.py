@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,20 +21,24 @@ from vsuite.core import load_published, optimize_for_inference
 from vsuite.core.devices import autocast, pick_device
 from vsuite.core.errors import InputError, unknown
 from vsuite.core.files import atomic_path
+from vsuite.core.training.settings import check_settings
 from vsuite.core.weights import find_weights, read_metadata
+from vsuite.medical.data.files import read_image, write_label
 from vsuite.medical.data.geometry import FloatArray, shear_angle, spacing_of
 from vsuite.medical.data.labels import ids_of
-from vsuite.medical.data.nifti import MAX_SHEAR, Volume, read_image, write_label
+from vsuite.medical.data.nifti import MAX_SHEAR, Volume
 from vsuite.medical.inference.postprocess import keep_largest_component, remove_small_components
 from vsuite.medical.inference.restore import Interpolation, restore_label
+from vsuite.medical.inference.slices import run_network, stream_slices
 from vsuite.medical.inference.sliding_window import Blend, Progress, crop_to, stream_slabs, thinnest_slab
 from vsuite.medical.plan import Plan
 from vsuite.medical.preprocess import Prepared, preprocess
 
 Source = str | Path | tuple[nn.Module, Plan]
 Precision = Literal["fp32", "bf16", "fp16"]
+SIGMA_SCALE = 0.125  # of a window's Gaussian weights, as MONAI's
 # What the models of an ensemble must have in common; their networks may differ.
-SHARED = ("channels", "normalisation", "labels", "regions_class_order", "spacing", "axes", "patch_size")
+SHARED = ("channels", "normalisation", "labels", "regions_class_order", "spacing", "axes", "patch_size", "zoom_slices")
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ class Prediction:
     probabilities: NDArray[Any] | None = None
 
     def save(self, path: str | Path) -> None:
-        """Writes the label map as NIfTI on the image's own grid; see `write_label`."""
+        """Writes the label map on the image's own grid, as NIfTI or, of a picture, as PNG; see `write_label`."""
         write_label(path, self.label, Volume(self.label[None], self.affine, self.header))
 
 
@@ -68,11 +73,12 @@ class Predictor:
         overlap: of windows, 0 to below 1.
         blend: "gaussian" or "constant" weights of overlapping windows.
         mirror: average over all mirrorings along the plan's `mirror_axes` (slower by 2 to the power of their number).
-        batch_size: windows a call of the network; None takes 1 on CPU, 4 elsewhere.
+        batch_size: windows or slices a call of the network; None takes 1 window or 8 slices on CPU, 4 or 32 elsewhere.
         interpolation: "linear" takes the decision on logits interpolated to the image's grid; "nearest" resamples labels.
         largest_component: keep only the largest connected component of each of these, ids or names of labels; of a region,
             the largest of all its ids together.
         smallest_component: drop connected components below this volume in mm^3.
+        zoom_slices: in place of the plan's; only for a 2D plan.
         compile: compile the network (minutes on the first image).
 
     Raises:
@@ -92,6 +98,7 @@ class Predictor:
         interpolation: Interpolation = "linear",
         largest_component: Sequence[int | str] = (),
         smallest_component: float = 0.0,
+        zoom_slices: bool | None = None,
         compile: bool = False,
     ) -> None:
         for name, value, allowed in (
@@ -104,14 +111,17 @@ class Predictor:
         if not 0 <= overlap < 1:
             raise InputError(f"overlap must be from 0 to below 1; got {overlap}")
         self.device = pick_device(device)
-        self.batch_size = batch_size if batch_size is not None else (1 if self.device.type == "cpu" else 4)
-        if self.batch_size < 1:
-            raise InputError(f"batch_size must be 1 or more; got {batch_size}")
         sources = _sources(source)
         loaded = [load_model_and_plan(one) for one in sources]
         if not loaded:
             raise InputError("at least one weights file is needed; got none")
         self.plan = _common_plan(sources, [plan for _, plan in loaded])
+        if zoom_slices is not None:
+            self.plan = check_settings(Plan, self.plan.model_dump() | {"zoom_slices": zoom_slices}, "prediction")
+        usual = (8 if self.plan.is_2d else 1) if self.device.type == "cpu" else (32 if self.plan.is_2d else 4)
+        self.batch_size = usual if batch_size is None else batch_size
+        if self.batch_size < 1:
+            raise InputError(f"batch_size must be 1 or more; got {batch_size}")
         self.models = [optimize_for_inference(model, compile=compile).to(self.device) for model, _ in loaded]
         self.precision, self.overlap, self.blend, self.interpolation = precision, overlap, blend, interpolation
         axes = [axis + 2 for axis in self.plan.mirror_axes] if mirror else []
@@ -165,26 +175,41 @@ class Predictor:
             Slabs K, D, H, W that follow each other along an axis, each good only until the next is taken; and that axis (0, 1 or
             2 of D, H, W), the one along which the least must be held at a time.
         """
-        axis = thinnest_slab(volume.shape[1:], self.plan.patch_size)
+        if self.plan.zoom_slices:
+            size, batch_size = self.plan.patch_size[1], self.batch_size
+            return stream_slices(self._slice_logits, volume, size, device=self.device, batch_size=batch_size, progress=progress), 0
+        window, batch_size = self.plan.patch_size, self.batch_size
+        overlap, sigma_scale = (self.overlap,) * 3, (SIGMA_SCALE,) * 3
+        if self.plan.is_2d:  # several slices at a time, as evenly as they go: that fills the batch
+            depth = volume.shape[1]
+            together = math.ceil(depth / math.ceil(depth / batch_size))
+            window, batch_size = (together, *window[1:]), max(1, batch_size // together)
+            overlap, sigma_scale = (0.0, *overlap[1:]), (math.inf, *sigma_scale[1:])
+        axis = thinnest_slab(volume.shape[1:], window)
         slabs = stream_slabs(
             volume,
-            self.plan.patch_size,
+            window,
             self.logits,
-            self.overlap,
+            overlap,
             self.blend,
             axis=axis,
-            batch_size=self.batch_size,
+            sigma_scale=sigma_scale,
+            batch_size=batch_size,
             device=self.device,
             progress=progress,
         )
         return slabs, axis
+
+    def _slice_logits(self, slices: Tensor) -> Tensor:
+        """B, C, H, W -> B, K, H, W."""
+        return self.logits(slices[:, :, None])[:, :, 0]
 
     def logits(self, windows: Tensor) -> Tensor:
         """Mean logits of all models and mirrorings: B, C, D, H, W -> B, K, D, H, W, float32."""
         total: Tensor | None = None
         with torch.inference_mode(), autocast(self.device, self.precision):
             for model, flips in itertools.product(self.models, self.mirrors):
-                output = model(windows.flip(flips) if flips else windows)
+                output = run_network(model, windows.flip(flips) if flips else windows, self.plan)
                 if output.shape[1] != self.plan.num_outputs:
                     raise InputError(f"the model has {output.shape[1]} outputs, its plan's labels need {self.plan.num_outputs}")
                 output = crop_to(output, windows.shape[2:]).float()  # before flipping back: the surplus lies at the end

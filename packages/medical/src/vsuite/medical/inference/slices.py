@@ -13,23 +13,58 @@ from scipy import ndimage
 from torch import Tensor
 
 from vsuite.core.errors import InputError
+from vsuite.medical.data.zoom import zoom_labels, zoom_slice
+from vsuite.medical.plan import Plan
 
 Network = Callable[[Tensor], Tensor]
 FloatArray = NDArray[np.floating]
 
 
-def zoom_slice(image: FloatArray, size: Sequence[int]) -> FloatArray:
-    """A slice H, W at another size, by cubic splines with the corners kept; as it is where the size is the same."""
-    if image.shape == tuple(size):
-        return image
-    return ndimage.zoom(image, [new / old for new, old in zip(size, image.shape, strict=True)], order=3)
+def run_network(network: Network, windows: Tensor, plan: Plan) -> Tensor:
+    """The logits of windows B, C, D, H, W -> B, K, D, H, W: a 2D plan's network takes each of their slices for itself."""
+    if not plan.is_2d:
+        return network(windows)
+    logits = network(windows.transpose(1, 2).flatten(0, 1))  # B * D, C, H, W
+    return logits.unflatten(0, (windows.shape[0], windows.shape[2])).transpose(1, 2)
 
 
-def zoom_labels(labels: NDArray[np.integer], size: Sequence[int]) -> NDArray[np.integer]:
-    """Label maps D, H, W with slices of another size: the nearest pixel, the corners kept."""
-    if labels.shape[1:] == tuple(size):
-        return labels
-    return ndimage.zoom(labels, [1, *(new / old for new, old in zip(size, labels.shape[1:], strict=True))], order=0)
+def stream_slices(
+    network: Network,
+    volume: Tensor,
+    image_size: int,
+    *,
+    device: torch.device | str = "cpu",
+    batch_size: int = 8,
+    num_threads: int = 2,
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[Tensor]:
+    """The logits K, n, H, W of slices zoomed to the network's size, at most `batch_size` at a time, zoomed back by the nearest pixel.
+
+    Their largest gives the labels of `predict_slices`. Splines are scipy's own for a network on the CPU, and matrix products
+    elsewhere, which are equal to rounding.
+
+    Args:
+        network: B, C, image_size, image_size -> logits B, K, h, w.
+        volume: C, D, H, W; slices lie along D.
+        progress: called with the slices done and the number of slices.
+    """
+    slices = volume.transpose(0, 1).numpy()
+    size, target = slices.shape[2:], (image_size, image_size)
+    exact, done = torch.device(device).type == "cpu", 0
+    for batch in _zoomed(slices, target, batch_size, num_threads) if exact else _batches(slices, batch_size):
+        x = torch.from_numpy(batch).to(device)
+        logits = network(x if exact else _zoom_by_matrices(x, target))
+        rows, columns = (torch.from_numpy(_nearest(old, new)).to(device) for old, new in zip(logits.shape[2:], size, strict=True))
+        done += len(batch)
+        if progress is not None:
+            progress(done, len(slices))
+        yield logits.index_select(2, rows).index_select(3, columns).transpose(0, 1)
+
+
+@functools.lru_cache(maxsize=8)
+def _nearest(old: int, new: int) -> NDArray[np.int64]:
+    """For each of `new` pixels of a row, the one of `old` that `zoom_labels` takes."""
+    return zoom_labels(np.arange(old)[None, None], (1, new))[0, 0].astype(np.int64)
 
 
 @torch.inference_mode()

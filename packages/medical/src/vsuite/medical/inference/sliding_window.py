@@ -30,18 +30,22 @@ def window_starts(size: int, window: int, overlap: float) -> list[int]:
     return [min(i * step, size - window) for i in range(count)]
 
 
-def window_weights(window: Sequence[int], blend: Blend, sigma_scale: float, device: torch.device) -> Tensor:
-    """The weight of each voxel of a window: 1, or a Gaussian of sigma `sigma_scale` x side with a floor of 0.001."""
-    return _window_weights(tuple(window), blend, sigma_scale, device)
+def window_weights(window: Sequence[int], blend: Blend, sigma_scale: float | Sequence[float], device: torch.device) -> Tensor:
+    """The weight of each voxel of a window: 1, or a Gaussian of sigma `sigma_scale` x side with a floor of 0.001.
+
+    The scale may be one number an axis; along an axis of an infinite one all weigh the same.
+    """
+    scales = (sigma_scale,) * len(window) if isinstance(sigma_scale, int | float) else tuple(sigma_scale)
+    return _window_weights(tuple(window), blend, scales, device)
 
 
 @functools.lru_cache(maxsize=8)
-def _window_weights(window: tuple[int, ...], blend: Blend, sigma_scale: float, device: torch.device) -> Tensor:
+def _window_weights(window: tuple[int, ...], blend: Blend, scales: tuple[float, ...], device: torch.device) -> Tensor:
     weights = torch.ones(window, device=device)
     if blend == "gaussian":
-        for axis, side in enumerate(window):
+        for axis, (side, scale) in enumerate(zip(window, scales, strict=True)):
             distance = torch.arange(side, device=device) - (side - 1) / 2
-            gauss = torch.exp(-0.5 * (distance / (sigma_scale * side)) ** 2)
+            gauss = torch.exp(-0.5 * (distance / (scale * side)) ** 2)
             weights *= gauss.reshape([-1 if a == axis else 1 for a in range(len(window))])
         weights.clamp_(min=max(1e-3, float(weights.min())))
     return weights
@@ -106,25 +110,27 @@ def stream_slabs(
     volume: Tensor,
     window: Sequence[int],
     network: Network,
-    overlap: float = 0.5,
+    overlap: float | Sequence[float] = 0.5,
     blend: Blend = "gaussian",
     *,
     axis: int = 0,
-    sigma_scale: float = 0.125,
+    sigma_scale: float | Sequence[float] = 0.125,
     batch_size: int = 1,
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
 ) -> Iterator[Tensor]:
     """Runs the windows along `axis` and yields logits K, D, H, W of the planes that are finished, in order.
 
-    A slab holds good until the next one is asked for. See `sliding_window` for the arguments; `volume` is C, D, H, W.
+    A slab holds good until the next one is asked for. See `sliding_window` for the arguments; `volume` is C, D, H, W, and
+    `overlap` and `sigma_scale` may be one number an axis.
     Where the device has no room for the sums, they are kept in host memory.
     """
-    _check(volume, window, overlap, blend, batch_size)
+    overlaps = [overlap] * len(window) if isinstance(overlap, int | float) else list(overlap)
+    _check(volume, window, overlaps, blend, batch_size)
     device, size = torch.device(device), volume.shape[1:]
     volume, before = _pad(volume, window)
     padded = volume.shape[1:]
-    starts = [window_starts(n, w, overlap) for n, w in zip(padded, window, strict=True)]
+    starts = [window_starts(n, w, o) for n, w, o in zip(padded, window, overlaps, strict=True)]
     groups = [s if a != axis else [0] for a, s in enumerate(starts)]  # windows that share a start along `axis`
     batches = list(_batched(list(itertools.product(*groups)), batch_size))
     sums = _Sums(
@@ -235,13 +241,14 @@ def _batched(items: list[tuple[int, ...]], count: int) -> Iterator[list[tuple[in
         yield items[i : i + count]
 
 
-def _check(volume: Tensor, window: Sequence[int], overlap: float, blend: str, batch_size: int) -> None:
+def _check(volume: Tensor, window: Sequence[int], overlaps: Sequence[float], blend: str, batch_size: int) -> None:
     if volume.ndim != 4 or len(window) != 3:
         raise InputError(f"a volume C, D, H, W and a window of three sides are expected; got {_by(volume.shape)} and {_by(window)}")
     if min(window) < 1:
         raise InputError(f"a window has at least one voxel a side; got {_by(window)}")
-    if not 0 <= overlap < 1:
-        raise InputError(f"overlap must be from 0 to below 1; got {overlap}")
+    for overlap in overlaps:
+        if not 0 <= overlap < 1:
+            raise InputError(f"overlap must be from 0 to below 1; got {overlap}")
     if blend not in ("gaussian", "constant"):
         raise InputError(f"blend is 'gaussian' or 'constant'; got {blend!r}")
     if batch_size < 1:

@@ -236,7 +236,7 @@ class TransUNet(nn.Module):
 
     def _check_input(self, x: Tensor) -> None:
         allowed = {1, 3} if self.stem_channels == 3 else {self.in_channels}
-        if x.ndim != 4 or x.shape[1] not in allowed:
+        if x.ndim != 4 or int(x.shape[1]) not in allowed:  # a tensor while tracing
             channels = " or ".join(map(str, sorted(allowed)))
             raise InputError(f"TransUNet takes B, {channels}, H, W; got {', '.join(map(str, x.shape))}")
         if not x.is_floating_point():

@@ -1,0 +1,99 @@
+"""Training a classifier of medical pictures: the core's, from medical recipes, data sets and pre-trained encoders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from vsuite.core.errors import InputError
+from vsuite.core.images import recipes as image_recipes
+from vsuite.core.images import training
+from vsuite.core.images.recipes import RecipeSettings
+from vsuite.core.images.training import RunSettings
+from vsuite.core.registry import model_info
+from vsuite.core.training import TrainingResult, recipes
+from vsuite.core.weights import find_weights, read_metadata
+from vsuite.medical.classification.datasets import read_dataset
+
+PACKAGE = "vsuite.medical.classification"
+ENCODER = (
+    "in_channels",
+    "image_size",
+    "patch_size",
+    "embed_dim",
+    "depth",
+    "num_heads",
+    "mlp_ratio",
+)  # what a ViT shares with its autoencoder
+
+
+def list_recipes() -> list[str]:
+    """Names of the medical recipes and of those of the core."""
+    return sorted({*recipes.list_recipes(PACKAGE), *image_recipes.list_recipes()})
+
+
+def load_recipe(source: str | Path) -> RecipeSettings:
+    """A recipe by name, ours or the core's, or from a YAML file of one's own.
+
+    Raises:
+        InputError: for an unknown name (naming the nearest) and for what is wrong in a file.
+    """
+    if str(source) in image_recipes.list_recipes():
+        return image_recipes.load_recipe(source)
+    return recipes.load_recipe(PACKAGE, source, RecipeSettings)
+
+
+def resolve_settings(
+    *,
+    data: str | Path | None = None,
+    recipe: str | Path | None = None,
+    config: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    **given: Any,
+) -> RunSettings:
+    """The core's `resolve_settings`; weights of a pre-training run make the model the ViT that is that autoencoder's encoder.
+
+    The options of a recipe's model do not count for another model that an override names.
+
+    Raises:
+        InputError: for unknown settings (naming the nearest), wrong values, and where no data set is named.
+    """
+    model = next((override.partition("=")[2].strip() for override in overrides if override.partition("=")[0].strip() == "model"), None)
+    if model is not None and config is None and recipe is not None and load_recipe(recipe).model != model:
+        overrides = ["options={}", *overrides]
+    settings = training.resolve_settings(data=data, recipe=recipe, config=config, overrides=overrides, load=load_recipe, **given)
+    return settings if settings.weights is None else _with_encoder_of(settings.weights, settings)
+
+
+def _with_encoder_of(weights: str, settings: RunSettings) -> RunSettings:
+    note = read_metadata(find_weights(weights))
+    name = note.get("model")
+    if name is None or model_info(name).task != "pretraining":
+        return settings
+    known = {key: option.default for key, option in _signature(name).items()} | note.get("options", {})
+    options = {key: known[key] for key in ENCODER if key != "in_channels"}
+    others = {key: value for key, value in settings.options.items() if key in model_info(_encoder(name)).options}
+    model = settings.model if model_info(settings.model).system == "vit" else _encoder(name)
+    return settings.model_copy(update={"model": model, "options": others | options})
+
+
+def _signature(name: str) -> dict[str, Any]:
+    import inspect
+
+    return dict(inspect.signature(model_info(name).builder).parameters)
+
+
+def _encoder(name: str) -> str:
+    """ "mae_vit_small_patch16_dec512d2b" -> "vit_small_patch16"."""
+    encoder = name.removeprefix("mae_").rpartition("_dec")[0]
+    if model_info(encoder).system != "vit":
+        raise InputError(f"{name}: its encoder is no vision transformer")
+    return encoder
+
+
+def train(
+    settings: RunSettings, out: str | Path, *, device: str = "auto", resume: bool = False, say: Callable[[str], None] = print
+) -> TrainingResult:
+    """The core's `train` on the data sets that `read_dataset` knows."""
+    return training.train(settings, out, device=device, resume=resume, say=say, read=read_dataset)

@@ -1,0 +1,209 @@
+"""DICOM files in: rescaled values, windows, inverted film, and where the pixels lie in the patient."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vsuite.core.errors import InputError
+from vsuite.medical.data.geometry import FloatArray
+from vsuite.medical.data.nifti import Volume
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+ENDINGS = (".dcm", ".dicom", ".ima")
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+DIRECTIONS = {"L": (1, 0, 0), "R": (-1, 0, 0), "P": (0, 1, 0), "A": (0, -1, 0), "H": (0, 0, 1), "F": (0, 0, -1)}  # in LPS
+Window = tuple[float, float]  # centre and width, in the rescaled unit (Hounsfield units, say)
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file is DICOM by its ending or, as those of archives often have none, by its preamble."""
+    if path.name.lower().endswith(ENDINGS):
+        return True
+    if path.suffix or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+def read_dicom(path: str | Path, *, window: Window | None = None) -> Volume:
+    """One DICOM file: C, X, Y, Z (Z frames, 1 as a rule) float32 in the rescaled unit.
+
+    X runs along a row, Y down a column. The affine comes from the patient's orientation and position where the file says
+    them, else X is taken to run to the left and Y to the feet, as pictures are shown. MONOCHROME1 (film: high is dark) is inverted.
+
+    Args:
+        window: centre and width; values are then clipped to it and lie from 0 to 1.
+
+    Raises:
+        InputError: for a file that is not DICOM, has no pixels, is compressed without a decoder at hand, or is damaged.
+    """
+    path = Path(path)
+    dataset = _open(path)
+    return Volume(_values(dataset, path, window), _affine(dataset), None, path)
+
+
+def stored_window(path: str | Path) -> Window | None:
+    """The window that a file recommends for showing it; None where it has none."""
+    dataset = _open(Path(path))
+    centre, width = (_first(dataset.get(name)) for name in ("WindowCenter", "WindowWidth"))
+    return None if centre is None or width is None or width <= 0 else (centre, width)
+
+
+def read_series(folder: str | Path, *, window: Window | None = None) -> Volume:
+    """The slices of one DICOM series in a folder as a volume C, X, Y, Z, in the order in which they lie in the patient.
+
+    Args:
+        folder: holds the files of one series. window: as for `read_dicom`.
+
+    Raises:
+        InputError: for a folder without DICOM files or with several series, slices of different size, direction or pixel
+            spacing, slices that share a position or lie at unequal distances, and for what `read_dicom` refuses.
+    """
+    folder = Path(folder)
+    files = sorted(path for path in folder.iterdir() if is_dicom(path)) if folder.is_dir() else []
+    if not files:
+        raise InputError(f"{folder}: holds no DICOM files ({', '.join(ENDINGS)})")
+    datasets = [_open(path) for path in files]
+    series = {str(dataset.get("SeriesInstanceUID", "")) for dataset in datasets}
+    if len(series) > 1:
+        raise InputError(f"{folder}: holds {len(series)} series; a folder of one is expected")
+    sizes = [f"{dataset.get('Columns')} x {dataset.get('Rows')}" for dataset in datasets]
+    _same(files, sizes, "pixels")
+    affines = [_affine(dataset) for dataset in datasets]
+    _same(files, [str(np.round(affine[:3, :2], 4).tolist()) for affine in affines], "as direction and spacing")
+    if len(files) == 1:
+        return read_dicom(files[0], window=window)
+    normal = np.cross(affines[0][:3, 0], affines[0][:3, 1])
+    normal /= np.linalg.norm(normal)
+    heights = np.array([float(affine[:3, 3] @ normal) for affine in affines])
+    order = np.argsort(heights)
+    steps = np.diff(heights[order])
+    if steps.min() < 1e-3:
+        raise InputError(f"{files[order[int(steps.argmin()) + 1]]}: lies where {files[order[int(steps.argmin())]].name} lies")
+    if steps.max() - steps.min() > 0.01 * steps.mean() + 1e-2:
+        raise InputError(f"{folder}: its slices lie {steps.min():g} to {steps.max():g} mm apart; equal distances are expected")
+    values = [_values(datasets[i], files[i], window) for i in order]
+    affine = affines[order[0]].copy()
+    affine[:3, 2] = (affines[order[-1]][:3, 3] - affine[:3, 3]) / (len(files) - 1)
+    return Volume(np.concatenate(values, axis=3), affine, None, files[order[0]])
+
+
+def _same(files: Sequence[Path], facts: Sequence[str], what: str) -> None:
+    other = next((i for i, fact in enumerate(facts) if fact != facts[0]), None)
+    if other is not None:
+        raise InputError(f"{files[other]}: has {facts[other]} {what}, and {files[0].name} of the same series {facts[0]}")
+
+
+def _open(path: Path) -> Dataset:
+    import pydicom
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of values that bend the standard, which the reader repairs
+            return pydicom.dcmread(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except Exception as error:  # pydicom raises many kinds for damaged files
+        raise InputError(f"{path}: is no readable DICOM file: {_line(error)}") from error
+
+
+def _values(dataset: Dataset, path: Path, window: Window | None) -> NDArray[np.float32]:
+    from pydicom.pixels import apply_color_lut, apply_modality_lut
+
+    if not any(name in dataset for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
+        kind = dataset.get("Modality", "")
+        raise InputError(f"{path}: is a DICOM file without pixels{f' ({kind})' if kind else ''}; an image is expected")
+    photometric = str(dataset.get("PhotometricInterpretation", ""))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            stored = dataset.pixel_array
+            apply = apply_color_lut if photometric == "PALETTE COLOR" else apply_modality_lut
+            stored = apply(stored, dataset)
+    except Exception as error:
+        raise InputError(f"{path}: {_why_not_decoded(dataset, error)}") from error
+    colour = stored.ndim == (4 if int(dataset.get("NumberOfFrames") or 1) > 1 else 3) and stored.shape[-1] == 3
+    array = np.asarray(stored, np.float32)
+    array = array if colour else array[..., None]
+    array = array[None] if array.ndim == 3 else array  # Z, Y, X, C
+    if not np.isfinite(array).all():
+        raise InputError(f"{path}: holds NaN or infinite values")
+    if window is not None and not colour:
+        array = windowed(array, window)
+    if photometric == "MONOCHROME1":
+        array = (1 - array) if window is not None else array.max() + array.min() - array
+    return np.ascontiguousarray(array.transpose(3, 2, 1, 0))
+
+
+def windowed(array: NDArray[np.float32], window: Window) -> NDArray[np.float32]:
+    """DICOM's linear function (PS3.3, C.11.2.1.2), from 0 to 1."""
+    centre, width = window
+    if width <= 0:
+        raise InputError(f"a window's width must be above 0; got {width:g}")
+    return ((array - (centre - 0.5)) / max(width - 1, 1e-6) + 0.5).clip(0, 1).astype(np.float32)
+
+
+def _why_not_decoded(dataset: Dataset, error: Exception) -> str:
+    syntax: Any = getattr(getattr(dataset, "file_meta", None), "TransferSyntaxUID", None)
+    if syntax is not None and getattr(syntax, "is_compressed", False):
+        return (
+            f"its pixels are compressed ({syntax.name}) and no decoder for that is installed, or they are damaged; pylibjpeg has decoders"
+        )
+    return f"its pixels cannot be read: {_line(error)}"
+
+
+def _affine(dataset: Dataset) -> FloatArray:
+    """Voxel indices X (column), Y (row), Z (frame) -> RAS+ mm."""
+    spacing = next(
+        (_numbers(dataset.get(n)) for n in ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing") if dataset.get(n)), []
+    )
+    down, right = spacing if len(spacing) == 2 and min(spacing) > 0 else (1.0, 1.0)
+    cosines = _numbers(dataset.get("ImageOrientationPatient"))
+    if len(cosines) != 6:
+        cosines = _from_letters(dataset.get("PatientOrientation"))
+    row, column = np.array(cosines[:3], float), np.array(cosines[3:], float)
+    affine = np.eye(4)
+    affine[:3, 0], affine[:3, 1] = row * right, column * down
+    affine[:3, 2] = np.cross(row, column) * (_first(dataset.get("SpacingBetweenSlices")) or _first(dataset.get("SliceThickness")) or 1.0)
+    position = _numbers(dataset.get("ImagePositionPatient"))
+    if len(position) == 3:
+        affine[:3, 3] = position
+    return LPS_TO_RAS @ affine
+
+
+def _from_letters(value: Any) -> list[float]:
+    """Directions of rows and columns such as L and F (projection images), else those of a picture: left, and feet."""
+    letters = [str(part)[:1].upper() for part in value] if value is not None and not isinstance(value, str) else []
+    known = [DIRECTIONS[letter] for letter in letters if letter in DIRECTIONS]
+    row, column = known if len(known) == 2 else (DIRECTIONS["L"], DIRECTIONS["F"])
+    return [*map(float, row), *map(float, column)]
+
+
+def _numbers(value: Any) -> list[float]:
+    if value is None:
+        return []
+    try:
+        return [float(part) for part in value]
+    except (TypeError, ValueError):
+        return []
+
+
+def _first(value: Any) -> float | None:
+    """A number, or the first of several; None where there is none."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        numbers = _numbers(value)
+        return numbers[0] if numbers else None
+
+
+def _line(error: BaseException) -> str:
+    return " ".join((str(error) or type(error).__name__).split())[:200]

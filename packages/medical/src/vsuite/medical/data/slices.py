@@ -1,0 +1,135 @@
+"""Volumes cut into 16-bit pictures along Z, with a table of the structures that each slice shows."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from vsuite.core.errors import InputError
+from vsuite.core.files import write_text
+from vsuite.medical.data.datasets import Case, DatasetDescription, read_dataset
+from vsuite.medical.data.dicom import Window, is_dicom, read_series
+from vsuite.medical.data.nifti import Volume, is_nifti, read_image, read_label
+from vsuite.medical.data.pictures2d import cut, write_png
+
+LABELS = "labels.csv"
+
+
+def cut_dataset(
+    data: str | Path, out: str | Path, *, window: Window | None = None, fraction: float = 0.2, labelled: float = 1.0, seed: int = 0
+) -> Path:
+    """Cuts a segmentation data set into a multi-label classification data set: which structures does a slice show?
+
+    Writes `images/CASE_z012.png` and `labels.csv` with the columns path, split, group (the volume) and one of 0 and 1 a structure.
+    Volumes, not slices, are divided between train and val.
+
+    Args:
+        data: Decathlon or nnU-Net folder, or one of images/ and labels/.
+        out: a new or empty folder.
+        window: see `vsuite.medical.data.pictures2d.cut`; the first channel is taken.
+        fraction: share of the volumes that validates.
+        labelled: share of the training volumes that enters `labels_few.csv`, a second table beside the whole; 1 writes none.
+        seed: of the draws.
+
+    Returns:
+        The table.
+
+    Raises:
+        InputError: for a data set that cannot be read, a folder that is not empty, and shares out of range.
+    """
+    if not 0 <= fraction < 1 or not 0 < labelled <= 1:
+        raise InputError(f"the share that validates lies in [0, 1), the labelled one in (0, 1]; got {fraction} and {labelled}")
+    description, out = read_dataset(data), _new_folder(out)
+    cases = [case for case in description.training if case.label is not None]
+    order = np.random.default_rng(seed).permutation(len(cases))
+    held = set(order[: round(fraction * len(cases))].tolist())
+    training = [index for index in order.tolist() if index not in held]
+    few = set(training[: max(1, round(labelled * len(training)))])
+    structures = _structures(description)
+    rows: list[list[str]] = []
+    kept: list[list[str]] = []
+    for index, case in enumerate(cases):
+        found = [[*row[:1], "val" if index in held else "train", *row[1:]] for row in _cut_case(case, structures, out, window)]
+        rows += found
+        kept += found if index in held or index in few else []
+    header = ["path", "split", "group", *structures]
+    _write_table(out / LABELS, header, rows)
+    if labelled < 1:
+        _write_table(out / "labels_few.csv", header, kept)
+    return out / LABELS
+
+
+def cut_folder(folder: str | Path, out: str | Path, *, window: Window | None = None) -> list[Path]:
+    """Cuts all NIfTI volumes of a folder, or all DICOM series in its subfolders, into pictures `out/NAME_z012.png`.
+
+    Raises:
+        InputError: for a folder that holds neither, and for files that cannot be read.
+    """
+    written = []
+    for name, volume in _volumes(Path(folder)):
+        for z, picture in enumerate(cut(volume, window)):
+            if picture.min() == picture.max():  # nothing to learn from
+                continue
+            path = Path(out) / f"{name}_z{z:03d}.png"
+            write_png(picture, path)
+            written.append(path)
+    return written
+
+
+def holds_volumes(folder: Path) -> bool:
+    """Whether a folder holds NIfTI files or, in subfolders, DICOM series of several slices."""
+    return folder.is_dir() and (any(is_nifti(path) for path in folder.iterdir()) or bool(_series_folders(folder)))
+
+
+def _volumes(folder: Path) -> Iterator[tuple[str, Volume]]:
+    files = sorted(path for path in folder.iterdir() if is_nifti(path)) if folder.is_dir() else []
+    series = _series_folders(folder) if folder.is_dir() and not files else []
+    if not files and not series:
+        raise InputError(f"{folder}: holds no NIfTI files (.nii, .nii.gz) and no folders of DICOM series")
+    for path in files:
+        yield path.name.split(".nii")[0], read_image(path)
+    for path in series:
+        yield path.name, read_series(path)
+
+
+def _series_folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and sum(is_dicom(file) for file in path.iterdir()) > 1)
+
+
+def _structures(description: DatasetDescription) -> dict[str, Sequence[int]]:
+    """Name -> ids, without background and what is ignored."""
+    found: dict[str, Sequence[int]] = {}
+    for name, ids in description.labels.items():
+        values = [ids] if isinstance(ids, int) else list(ids)
+        if values != [0] and name not in ("background", "ignore"):
+            found[name] = values
+    return found
+
+
+def _cut_case(case: Case, structures: dict[str, Sequence[int]], out: Path, window: Window | None) -> Iterator[list[str]]:
+    """Writes the pictures of a case; gives path, group and flags of each."""
+    assert case.label is not None
+    volume, label = read_image(case.images[0]), read_label(case.label).array[0]
+    if label.shape != volume.array.shape[1:]:
+        raise InputError(f"{case.label}: has {label.shape} voxels, and its image {volume.array.shape[1:]}")
+    for z, picture in enumerate(cut(volume, window)):
+        name = f"images/{case.name}_z{z:03d}.png"
+        write_png(picture, out / name)
+        yield [name, case.name, *(str(int(np.isin(label[:, :, z], ids).any())) for ids in structures.values())]
+
+
+def _write_table(path: Path, header: list[str], rows: list[list[str]]) -> None:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    write_text(path, text.getvalue())
+
+
+def _new_folder(out: str | Path) -> Path:
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out}: exists and is not empty; choose another folder")
+    return out
