@@ -314,10 +314,11 @@ def test_parts_are_evaluated_and_exported(capsys, tmp_path: Path) -> None:
     settings = resolve_settings(data=data, recipe=write_recipe(tmp_path, recipe))
     train(settings, tmp_path / "run", device="cpu", say=lambda _: None)
 
-    code, out, _ = vsuite(capsys, "evaluate", "--data", data, "--weights", tmp_path / "run", "--split", "test", "--out", tmp_path / "scores")
+    scores = tmp_path / "scores"
+    code, out, _ = vsuite(capsys, "evaluate", "--data", data, "--weights", tmp_path / "run", "--split", "test", "--out", scores)
     assert code == 0
     assert "instance_miou: mean over shapes" in " ".join(out.split())
-    found = json.loads((tmp_path / "scores" / "metrics.json").read_text())
+    found = json.loads((scores / "metrics.json").read_text())
     assert found["count"] == 4
     laptops, tables = found["categories"]["rows"]
     assert (laptops["name"], laptops["shapes"], tables["name"], tables["shapes"]) == ("Laptop", 2, "Table", 2)

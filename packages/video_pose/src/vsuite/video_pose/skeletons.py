@@ -122,12 +122,20 @@ OPENPOSE18 = _skeleton(
     left_shoulder<neck left_elbow<left_shoulder left_wrist<left_elbow right_hip<neck right_knee<right_hip right_ankle<right_knee
     left_hip<neck left_knee<left_hip left_ankle<left_knee right_eye<nose left_eye<nose right_ear<right_eye left_ear<left_eye""",
 )
+BODY25 = _skeleton(
+    "body25",
+    """nose<neck neck<pelvis right_shoulder<neck right_elbow<right_shoulder right_wrist<right_elbow
+    left_shoulder<neck left_elbow<left_shoulder left_wrist<left_elbow pelvis<
+    right_hip<pelvis right_knee<right_hip right_ankle<right_knee left_hip<pelvis left_knee<left_hip left_ankle<left_knee
+    right_eye<nose left_eye<nose right_ear<right_eye left_ear<left_eye left_big_toe<left_ankle left_small_toe<left_big_toe
+    left_heel<left_ankle right_big_toe<right_ankle right_small_toe<right_big_toe right_heel<right_ankle""",
+)
 PENN13 = _skeleton(
     "penn13",
     "head< left_shoulder<head right_shoulder<head " + _LIMBS.format(hips="left_hip<left_shoulder right_hip<right_shoulder"),
 )
 
-SKELETONS = {layout.name: layout for layout in (COCO17, H36M17, HALPE26, NTU25, OPENPOSE18, PENN13)}
+SKELETONS = {layout.name: layout for layout in (BODY25, COCO17, H36M17, HALPE26, NTU25, OPENPOSE18, PENN13)}
 
 
 def skeleton(name: str) -> Skeleton:
@@ -141,6 +149,11 @@ def skeleton(name: str) -> Skeleton:
 _LIMBS_OF_COCO = ((12,), (14,), (16,), (11,), (13,), (15,)), ((5,), (7,), (9,), (6,), (8,), (10,))  # legs, arms
 _FROM_COCO = ((11, 12), *_LIMBS_OF_COCO[0], (5, 6, 11, 12), (5, 6), (0,), (1, 2), *_LIMBS_OF_COCO[1])
 _FROM_HALPE = ((19,), *_LIMBS_OF_COCO[0], (18, 19), (18,), (0,), (17,), *_LIMBS_OF_COCO[1])
+# OpenPose has no top of the head either, and its neck is the middle of the shoulders, as is COCO's thorax here.
+_LIMBS_OF_OPENPOSE18 = ((8,), (9,), (10,), (11,), (12,), (13,)), ((5,), (6,), (7,), (2,), (3,), (4,))
+_FROM_OPENPOSE18 = ((8, 11), *_LIMBS_OF_OPENPOSE18[0], (2, 5, 8, 11), (1,), (0,), (14, 15), *_LIMBS_OF_OPENPOSE18[1])
+_LIMBS_OF_BODY25 = ((9,), (10,), (11,), (12,), (13,), (14,)), ((5,), (6,), (7,), (2,), (3,), (4,))
+_FROM_BODY25 = ((8,), *_LIMBS_OF_BODY25[0], (1, 8), (1,), (0,), (15, 16), *_LIMBS_OF_BODY25[1])
 
 
 def coco_to_h36m(poses: NDArray) -> NDArray:
@@ -158,11 +171,28 @@ def halpe_to_h36m(poses: NDArray) -> NDArray:
     return _means(poses, _FROM_HALPE)
 
 
+def openpose18_to_h36m(poses: NDArray) -> NDArray:
+    """OpenPose's COCO model, 18 joints -> Human3.6M-17, by the rules of `coco_to_h36m`: (..., 18, C) -> (..., 17, C)."""
+    OPENPOSE18.check(poses)
+    return _means(poses, _FROM_OPENPOSE18)
+
+
+def body25_to_h36m(poses: NDArray) -> NDArray:
+    """OpenPose's BODY_25 -> Human3.6M-17, by the rules of `halpe_to_h36m` with the head of `coco_to_h36m`: (..., 25, C) -> (..., 17, C)."""
+    BODY25.check(poses)
+    return _means(poses, _FROM_BODY25)
+
+
 def _means(poses: NDArray, sources: Sequence[tuple[int, ...]]) -> NDArray:
     return np.stack([poses[..., list(joints), :].mean(-2) for joints in sources], axis=-2)
 
 
-_CONVERSIONS = {(COCO17.name, H36M17.name): coco_to_h36m, (HALPE26.name, H36M17.name): halpe_to_h36m}
+_CONVERSIONS = {
+    (COCO17.name, H36M17.name): coco_to_h36m,
+    (HALPE26.name, H36M17.name): halpe_to_h36m,
+    (OPENPOSE18.name, H36M17.name): openpose18_to_h36m,
+    (BODY25.name, H36M17.name): body25_to_h36m,
+}
 
 
 def convert(poses: NDArray, source: Skeleton, target: Skeleton) -> NDArray:

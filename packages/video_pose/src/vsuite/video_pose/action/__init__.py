@@ -1,0 +1,1 @@
+"""Recognising what people do: data, training, prediction, evaluation."""

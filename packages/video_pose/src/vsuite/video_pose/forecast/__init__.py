@@ -1,0 +1,1 @@
+"""Predicting the next frames of a video: data, training, prediction, evaluation."""

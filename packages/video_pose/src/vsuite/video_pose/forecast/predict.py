@@ -1,0 +1,200 @@
+"""Predicting the next frames of videos and arrays."""
+
+from __future__ import annotations
+
+import glob
+from collections import deque
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vsuite.core.devices import autocast, pick_device
+from vsuite.core.errors import InputError
+from vsuite.core.files import atomic_path
+from vsuite.core.optimize import optimize_for_inference
+from vsuite.core.terminal import console
+from vsuite.video_pose.data.videos import VIDEO_SUFFIXES, list_pictures, stream_frames
+from vsuite.video_pose.forecast.clips import prepared
+from vsuite.video_pose.forecast.data import frames_of, load_array
+from vsuite.video_pose.forecast.note import Note
+from vsuite.video_pose.notes import load_model
+from vsuite.video_pose.outcome import Summary
+from vsuite.video_pose.render.strips import write_animation, write_strip
+
+Clip = NDArray[np.float32]
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+class Predictor:
+    """A model kept in memory for any number of clips.
+
+    Args:
+        source: weights that `vsuite-pose train` saved, or a run folder.
+        device: "cpu", "cuda" or "cuda:N"; "auto" or None takes a GPU where there is one.
+        precision: "fp32", or "bf16" / "fp16" for autocast.
+
+    Raises:
+        InputError: for files that are no weights of this package, and weights for another task.
+    """
+
+    def __init__(self, source: str | Path, *, device: str | torch.device | None = None, precision: Precision = "fp32") -> None:
+        network, self.note = load_model(source, "forecast", Note)
+        self.device, self.precision = pick_device(device), precision
+        self.model: Any = optimize_for_inference(network).to(self.device)
+
+    def predict(self, frames: NDArray, num_frames: int | None = None, *, source: object = "the clip") -> Clip:
+        """The frames that come next, in the values that the data have: num_frames, C, H, W, float32.
+
+        Args:
+            frames: (T, C, H, W), or (T, H, W) of one channel; bytes are divided by 255. The last ones are observed.
+            num_frames: None gives as many as the model observes. For more, it is given what it has predicted.
+            source: what errors call the frames.
+
+        Raises:
+            InputError: for too few frames, another size than the model's, and NaN.
+        """
+        clip = frames_of(frames, source, dims=4)
+        self.note.check(clip, source)
+        return self.note.restore(self.predict_batch(self.note.normalise(clip[None, -self.note.frames :]), num_frames)[0])
+
+    def predict_batch(self, observed: Clip, num_frames: int | None = None) -> Clip:
+        """As the network reads and gives values: B, T, C, H, W -> B, num_frames, C, H, W."""
+        with torch.inference_mode(), autocast(self.device, self.precision):
+            found = self.model.predict(torch.from_numpy(observed).to(self.device), num_frames or self.note.frames)
+        return found.float().cpu().numpy()
+
+
+def find_inputs(inputs: Sequence[str | Path]) -> list[Path]:
+    """Video files, arrays (.npy) and folders of pictures, in files, folders and patterns such as "videos/*.mp4".
+
+    Raises:
+        InputError: for what does not exist, and folders and patterns without any of these.
+    """
+    found: list[Path] = []
+    for given in inputs:
+        path = Path(given)
+        if path.is_dir():
+            inside = [path] if list_pictures(path) else sorted(file for file in path.iterdir() if _usable(file))
+        elif path.exists():
+            inside = [path]
+        else:
+            inside = [file for name in sorted(glob.glob(str(given), recursive=True)) if _usable(file := Path(name))]
+            if not inside:
+                raise InputError(f"{given}: no such file or folder, and no file matches it")
+        if not inside:
+            raise InputError(f"{given}: holds no videos, no pictures and no .npy")
+        found += inside
+    return list(dict.fromkeys(found))
+
+
+def _usable(path: Path) -> bool:
+    return bool(list_pictures(path)) if path.is_dir() else path.suffix.lower() in (*VIDEO_SUFFIXES, ".npy")
+
+
+def predict_files(
+    predictor: Predictor,
+    inputs: Sequence[str | Path],
+    out: str | Path,
+    *,
+    num_frames: int | None = None,
+    start: int | None = None,
+    overwrite: bool = False,
+) -> Summary:
+    """Predicts every input, and writes NAME.npy (frames, channels, height, width), the strip NAME.png and the animation NAME.gif.
+
+    Args:
+        inputs: see `find_inputs`. An array is of the model's own size; videos are brought to it.
+        num_frames: to predict; None gives as many as the model observes.
+        start: first frame to observe; what comes after the observed ones is then compared with the prediction. None observes the last ones.
+        overwrite: replace results that are there.
+
+    Raises:
+        InputError: where inputs are missing, two have one name, or results are there already: before anything is computed.
+    """
+    if num_frames is not None and num_frames < 1:
+        raise InputError(f"the number of frames to predict must be 1 or more; got {num_frames}")
+    if start is not None and start < 0:
+        raise InputError(f"the first frame must be 0 or more; got {start}")
+    paths, out = find_inputs(inputs), Path(out)
+    names = [path.name if path.is_dir() else path.stem for path in paths]
+    doubled = next((name for name in names if names.count(name) > 1), None)
+    if doubled is not None:
+        raise InputError(f"two inputs are called {doubled!r}, and their results would be too; predict them into different folders")
+    if out.is_file():
+        raise InputError(f"{out}: is a file; --out names a folder")
+    present = [out / f"{name}{ending}" for name in names for ending in (".npy", ".png", ".gif") if (out / f"{name}{ending}").exists()]
+    if present and not overwrite:
+        raise InputError(f"{present[0]}: exists; --overwrite replaces it")
+    summary = Summary()
+    with console(stderr=True).status("") as status:
+        for number, (name, path) in enumerate(zip(names, paths, strict=True), 1):
+            status.update(f"{number} of {len(paths)}: {name}")
+            try:
+                summary.lines.append(_predict_file(predictor, path, out / name, num_frames or predictor.note.frames, start))
+            except InputError as error:
+                summary.failed.append(str(error))
+    return summary
+
+
+def _predict_file(predictor: Predictor, path: Path, target: Path, num_frames: int, start: int | None) -> str:
+    note = predictor.note
+    observed, truth = _read(path, note, num_frames, start)
+    predicted = predictor.predict(observed, num_frames, source=path)
+    with atomic_path(target.with_name(f"{target.name}.npy")) as temporary:
+        np.save(temporary, predicted)
+    shown = as_rgb(observed, note), as_rgb(predicted, note), None if truth is None else as_rgb(truth, note)
+    write_strip(target.with_name(f"{target.name}.png"), *shown)
+    write_animation(target.with_name(f"{target.name}.gif"), *shown)
+    compared = ""
+    if truth is not None:
+        errors = [float(((guess - truth) ** 2).mean()) for guess in (predicted, observed[-1:])]
+        compared = f"; mean squared error {errors[0]:.4g}, that of repeating the last frame {errors[1]:.4g}"
+    return f"{target.name}: {num_frames} frames{compared}"
+
+
+def as_rgb(frames: Clip, note: Note) -> Clip:
+    """Frames in the order of channels that pictures have."""
+    return frames[:, ::-1] if note.colours == "bgr" and note.channels == 3 else frames
+
+
+def _read(path: Path, note: Note, num_frames: int, start: int | None) -> tuple[Clip, Clip | None]:
+    """The observed frames, and those after them where the start is given and all of these are there."""
+    total = note.frames if start is None else note.frames + num_frames
+    if path.suffix.lower() == ".npy":
+        frames = frames_of(load_array(path), path, dims=4)
+        note.check(frames, path)
+        chosen = frames[-note.frames :] if start is None else frames[start : start + total]
+    else:
+        chosen = _chosen(stream_frames(path), note, total, start)
+    if len(chosen) < note.frames:
+        whole = f"from frame {start} on it " if start else ""
+        raise InputError(f"{path}: {whole}has {len(chosen)} frames{_apart(note)}; this model observes {note.frames}")
+    observed, later = chosen[: note.frames], chosen[note.frames :]
+    return observed, later if len(later) == num_frames else None
+
+
+def _chosen(stream: Iterator[NDArray[np.uint8]], note: Note, total: int, start: int | None) -> Clip:
+    """Frames of a video, at the model's stride and size: from the start on, or the last ones. No more are kept than needed."""
+    kept: deque[NDArray[np.uint8]] = deque(maxlen=(total - 1) * note.stride + 1 if start is None else None)
+    for number, frame in enumerate(stream):
+        if start is None:
+            kept.append(prepared(frame, (note.height, note.width), note.colours))
+        elif number >= start and (number - start) % note.stride == 0:
+            kept.append(prepared(frame, (note.height, note.width), note.colours))
+            if len(kept) == total:
+                break
+    frames = list(kept)[:: -note.stride][::-1] if start is None else list(kept)
+    if not frames:
+        return np.zeros((0, *note.frame), np.float32)
+    clip = np.stack(frames).astype(np.float32) / np.float32(255)
+    if clip.shape[1:] != note.frame:
+        raise InputError(f"this model reads frames of {note.channels} channels, which are no pictures: give it arrays (.npy)")
+    return clip
+
+
+def _apart(note: Note) -> str:
+    return f" at a stride of {note.stride}" if note.stride > 1 else ""

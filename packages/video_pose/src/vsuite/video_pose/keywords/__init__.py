@@ -1,0 +1,1 @@
+"""Spotting spoken words: data, training, prediction, evaluation."""

@@ -1,0 +1,245 @@
+"""Saying which word is spoken in a recording, clip by clip, or while the samples still come in."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vsuite.core.devices import autocast, pick_device
+from vsuite.core.errors import InputError, unknown
+from vsuite.core.files import write_text
+from vsuite.core.optimize import optimize_for_inference
+from vsuite.video_pose.data.speech import FRAME_SECONDS, SAMPLE_RATE, SHIFT_SECONDS, FeatureStream, normalise
+from vsuite.video_pose.keywords.data import read_word, windows_of
+from vsuite.video_pose.keywords.task import Note
+from vsuite.video_pose.models.lmuformer import LMUFormer
+from vsuite.video_pose.notes import load_model
+from vsuite.video_pose.outcome import Summary
+
+Precision = Literal["fp32", "bf16", "fp16"]
+CHUNK = 1600  # samples that `--stream` reads at a time: 0.1 s
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What was heard up to a moment.
+
+    Attributes:
+        seconds: when the last 25 ms end that the answer knows of.
+        probabilities: of each word, K, independent of each other.
+    """
+
+    seconds: float
+    probabilities: NDArray[np.float32]
+
+
+class Predictor:
+    """A model kept in memory for any number of recordings.
+
+    Args:
+        source: weights that `vsuite-pose train` saved, or a run folder.
+        device: "cpu", "cuda" or "cuda:N"; "auto" or None takes a GPU where there is one.
+        precision: "fp32", or "bf16" / "fp16" for autocast.
+
+    Raises:
+        InputError: for files that are no weights for words.
+    """
+
+    def __init__(self, source: str | Path, *, device: str | torch.device | None = None, precision: Precision = "fp32") -> None:
+        if precision not in get_args(Precision):
+            raise unknown("precision", precision, get_args(Precision))
+        self.source = str(source)
+        network, self.note = load_model(source, "keywords", Note)
+        self.settings = self.note.settings
+        self.device, self.precision = pick_device(device), precision
+        self.model: Any = optimize_for_inference(network).to(self.device)
+
+    def predict(self, recording: NDArray[np.float32] | str | Path) -> list[Heard]:
+        """Which words are spoken, in clips half a clip apart; recordings up to the length of a clip are one.
+
+        Args:
+            recording: a WAV file, or samples at 16 kHz in [-1, 1].
+
+        Raises:
+            InputError: for files that cannot be read, other rates, and fewer than 25 ms.
+        """
+        waveform = read_word(Path(recording)) if isinstance(recording, str | Path) else np.asarray(recording, np.float32)
+        clips = windows_of(waveform, self.settings)
+        features = torch.from_numpy(np.stack([one for _, one in clips])).to(self.device)
+        with torch.inference_mode(), autocast(self.device, self.precision):
+            found = torch.sigmoid(self.model(features).float()).cpu().numpy()
+        length = (self.settings.frames - 1) * SHIFT_SECONDS + FRAME_SECONDS
+        ends = [min(start + length, len(waveform) / SAMPLE_RATE) for start, _ in clips]
+        return [Heard(end, row) for end, row in zip(ends, found, strict=True)]
+
+    def stream(self, *, window: int | None = None) -> KeywordStream:
+        """Answers while samples come in; see `KeywordStream`."""
+        return KeywordStream(self.model, self.note, window=window)
+
+
+class KeywordStream:
+    """Takes samples as they come, any number at a time, and says what was heard. Memory does not grow.
+
+    After a recording no longer than a clip, the last answer of `finish` is that of `Predictor.predict`: the state is exact.
+
+    Args:
+        window: frames of 10 ms that an answer is about; None takes a clip's.
+
+    Attributes:
+        delay: seconds by which answers come late.
+
+    Raises:
+        InputError: for models that cannot stream.
+    """
+
+    def __init__(self, model: torch.nn.Module, note: Note, *, window: int | None = None) -> None:
+        if not isinstance(model, LMUFormer) or model.form == "spiking_attention":
+            raise InputError("the spiking form with self-attention looks at later frames too and does not stream; the other forms do")
+        self.note = note
+        self._device = next(model.parameters()).device
+        self._features = FeatureStream(num_mel_bins=note.mel_bins)
+        self._stream = model.stream(window=window or note.frames)
+        self.delay = self._stream.delay * SHIFT_SECONDS + self._features.delay
+        self.reset()
+
+    def reset(self) -> None:
+        """Starts a new recording."""
+        self._features.reset()
+        self._stream.reset()
+        self._pushed = self._answered = 0
+
+    def push(self, samples: NDArray[np.floating]) -> list[Heard]:
+        """Samples at 16 kHz in [-1, 1] -> the answers that are ready now, one for every 10 ms.
+
+        Raises:
+            InputError: for another shape, and NaN or infinite samples.
+        """
+        samples = np.asarray(samples, np.float32)
+        if samples.ndim != 1 or not np.isfinite(samples).all():
+            raise InputError(f"a stream takes rows of finite samples; got an array of {samples.shape} or NaN")
+        return self._push(self._features.push(samples))
+
+    def finish(self) -> list[Heard]:
+        """Ends the recording, as if silence (zeros, as clips are padded) followed up to the length of a clip; the answers still owed."""
+        missing = max(0, self.note.frames - self._pushed)
+        found = self._push(np.zeros((missing, self.note.mel_bins), np.float32))
+        owed = self._stream.finish()
+        found += [] if owed is None else [self._heard(answer) for answer in owed.unbind(1)]
+        self.reset()
+        return found
+
+    def _push(self, frames: NDArray[np.float32]) -> list[Heard]:
+        self._pushed += len(frames)
+        answers = (self._stream.push(torch.from_numpy(row[None]).to(self._device)) for row in normalise(frames))
+        return [self._heard(answer) for answer in answers if answer is not None]
+
+    def _heard(self, answer: torch.Tensor) -> Heard:
+        seconds = self._answered * SHIFT_SECONDS + FRAME_SECONDS
+        self._answered += 1
+        return Heard(seconds, torch.sigmoid(answer[0].float()).cpu().numpy())
+
+
+def stream_recording(predictor: Predictor, path: Path, chunk: int = CHUNK) -> Iterator[Heard]:
+    """The answers about a WAV file as they come, read `chunk` samples at a time."""
+    stream, waveform = predictor.stream(), read_word(path)
+    for start in range(0, len(waveform), chunk):
+        yield from stream.push(waveform[start : start + chunk])
+    yield from stream.finish()
+
+
+def find_recordings(inputs: Sequence[str | Path]) -> list[Path]:
+    """The WAV files in files and folders (with their sub-folders).
+
+    Raises:
+        InputError: for what does not exist, and folders without WAV files.
+    """
+    found: list[Path] = []
+    for given in map(Path, inputs):
+        if given.is_dir():
+            inside = sorted(given.rglob("*.wav"))
+            if not inside:
+                raise InputError(f"{given}: holds no WAV files")
+            found += inside
+        elif given.is_file():
+            found.append(given)
+        else:
+            raise InputError(f"{given}: no such file or folder")
+    return list(dict.fromkeys(found))
+
+
+def predict_files(
+    predictor: Predictor, inputs: Sequence[str | Path], out: str | Path, *, top: int = 3, stream: bool = False, overwrite: bool = False
+) -> Summary:
+    """Says which word is spoken in every WAV file: `keywords.json` and `keywords.csv`, and with `stream` the answer every 10 ms.
+
+    One bad file does not stop the others.
+
+    Raises:
+        InputError: for missing inputs, results that are there already, and models that cannot stream: before anything is computed.
+    """
+    out, summary = Path(out), Summary()
+    paths = find_recordings(inputs)
+    if out.is_file():
+        raise InputError(f"{out}: is a file; --out names a folder")
+    for name in ("keywords.json", "keywords.csv"):
+        if (out / name).exists() and not overwrite:
+            raise InputError(f"{out / name}: exists; --overwrite replaces it")
+    if stream:
+        predictor.stream()
+    words, found = predictor.note.words, []
+    for path in paths:
+        try:
+            heard = predictor.predict(path)
+            extra = {"stream": _write_stream(predictor, path, out)} if stream else {}
+        except InputError as error:
+            summary.failed.append(str(error))
+            continue
+        highest = np.max([one.probabilities for one in heard], axis=0)
+        ranked = [{"word": words[i], "probability": round(float(highest[i]), 6)} for i in np.argsort(-highest, kind="stable")[:top]]
+        clips = [
+            {"until_seconds": round(one.seconds, 3), "word": words[int(one.probabilities.argmax())], "probability": _best(one)}
+            for one in heard
+        ]
+        found.append({"file": str(path), **ranked[0], "top": ranked, "clips": clips} | extra)
+        summary.lines.append(f"{path}: " + ", ".join(f"{one['word']} {100 * one['probability']:.0f} %" for one in ranked[:2]))
+    if found:
+        content = {"weights": predictor.source, "words": words, "recordings": found}
+        write_text(out / "keywords.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
+        rows = [[entry["file"], *(value for one in entry["top"] for value in one.values())] for entry in found]
+        count = len(found[0]["top"])
+        write_text(
+            out / "keywords.csv", _csv(["file", *(f"{what}_{i + 1}" for i in range(count) for what in ("word", "probability"))], rows)
+        )
+    return summary
+
+
+def _best(heard: Heard) -> float:
+    return round(float(heard.probabilities.max()), 6)
+
+
+def _write_stream(predictor: Predictor, path: Path, out: Path) -> str:
+    words = predictor.note.words
+    rows = [
+        [f"{one.seconds:.3f}", words[int(one.probabilities.argmax())], _best(one), *(f"{value:.6f}" for value in one.probabilities)]
+        for one in stream_recording(predictor, path)
+    ]
+    name = f"{path.parent.name}_{path.stem}_stream.csv"
+    write_text(out / name, _csv(["seconds", "word", "probability", *words], rows))
+    return name
+
+
+def _csv(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return text.getvalue()

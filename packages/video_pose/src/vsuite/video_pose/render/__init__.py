@@ -1,0 +1,1 @@
+"""Pictures, films and pages of what was found."""
