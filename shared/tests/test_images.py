@@ -273,6 +273,15 @@ def test_what_is_wrong_in_arrays_is_named(tmp_path: Path, arrays: dict[str, Any]
         read_dataset(tmp_path / "a.npz")
 
 
+def test_damaged_arrays_are_one_line(tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "a.npz", images=np.random.default_rng(0).integers(0, 9, (1, 40, 40), np.uint8), labels=np.zeros(1, int))
+    data = bytearray((tmp_path / "a.npz").read_bytes())
+    for position in (60, 220, 540):  # some of these the archive finds, some its decompression
+        (tmp_path / "a.npz").write_bytes(data[:position] + bytes(20) + data[position + 20 :])
+        with pytest.raises(InputError, match=r"a\.npz: cannot be read as \.npz arrays"):
+            read_dataset(tmp_path / "a.npz")
+
+
 def test_foreign_and_missing_data_sets_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.npz").write_bytes(b"no archive")
     (tmp_path / "b.txt").write_text("x")

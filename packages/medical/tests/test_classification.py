@@ -19,7 +19,7 @@ import torch
 from vsuite.core import create_model, save_weights
 from vsuite.core.cli.app import run
 from vsuite.core.errors import InputError
-from vsuite.core.images.classifier import ClassifierNote
+from vsuite.core.images.classifier import ClassifierNote, load_classifier
 from vsuite.core.images.datasets import divide
 from vsuite.core.images.preprocessing import PreprocessingSettings
 from vsuite.core.weights import read_metadata, read_state_dict
@@ -27,6 +27,8 @@ from vsuite.medical import classification
 from vsuite.medical.classification import FINDINGS, Predictor, evaluate, load_recipe, read_dataset, resolve_settings, train
 from vsuite.medical.classification.export import export_bundle, export_onnx
 from vsuite.medical.cli import app
+from vsuite.medical.export import BundleFacts
+from vsuite.medical.pretraining.training import read_pictures
 
 VIT: dict[str, Any] = {"image_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
 MAE: dict[str, Any] = VIT | {"decoder_embed_dim": 16, "decoder_depth": 1, "decoder_num_heads": 2, "mask_ratio": 0.5}
@@ -75,7 +77,7 @@ def write_chest(root: Path, labels: dict[str, str] | None = None, missing: str =
 
 def write_table(root: Path, classes: tuple[str, ...] = ("mass", "fluid"), number: int = 12) -> Path:
     """A CSV of single-channel pictures; the first class is bright."""
-    root.mkdir(exist_ok=True)
+    root.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(1)
     lines = [",".join(["path", "split", "group", *classes])]
     for index in range(number):
@@ -139,6 +141,44 @@ def test_chestxray14_is_read_as_distributed(tmp_path: Path) -> None:
     assert not groups[0] & groups[1]
 
 
+def write_flagged(root: Path) -> Path:
+    """The same pictures under lists with flags, without the table."""
+    findings = {sample.name: sample.labels for samples in read_dataset(write_chest(root)).splits.values() for sample in samples}
+    lines = [f"{name} {' '.join(str(int(k in labels)) for k in range(14))}" for name, labels in findings.items()]
+    for name in ("Data_Entry_2017.csv", "train_val_list.txt", "test_list.txt"):
+        (root / name).unlink()
+    for split, part in (("train", lines[:8]), ("val", lines[8:12]), ("test", lines[12:])):
+        (root / f"{split}_official.txt").write_text("\n".join(part) + "\n")
+    return root
+
+
+def test_chestxray14_is_read_from_the_authors_lists(tmp_path: Path) -> None:
+    wanted = read_dataset(write_chest(tmp_path / "a"))
+    dataset = read_dataset(write_flagged(tmp_path / "b"))
+    assert (dataset.classes, dataset.multi_label) == (list(FINDINGS), True)
+    assert {split: len(samples) for split, samples in dataset.splits.items()} == {"train": 8, "val": 4, "test": 4}
+    labels = [{s.name: s.labels for samples in one.splits.values() for s in samples} for one in (wanted, dataset)]
+    assert labels[0] == labels[1]
+    groups = {sample.group for sample in dataset.splits["train"]}
+    assert groups == {"00000000", "00000001", "00000002", "00000003"}
+    assert {split: len(found) for split, found in read_pictures(tmp_path / "b").splits.items()} == {"train": 8, "val": 4}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("00000001_000.png 0 1", r"train_official\.txt, line 2: a picture and 14 flags 0 or 1 are expected; got '00000001_000\.png 0 1'"),
+        ("00000001_000.png" + " 2" * 14, "14 flags 0 or 1"),
+        ("00000099_000.png" + " 0" * 14, "1 pictures of its lists are missing.*00000099_000"),
+    ],
+)
+def test_wrong_lists_are_one_line(line: str, message: str, tmp_path: Path) -> None:
+    path = write_flagged(tmp_path) / "train_official.txt"
+    path.write_text(f"00000000_000.png{' 0' * 14}\n{line}\n")
+    with pytest.raises(InputError, match=message):
+        read_dataset(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("labels", "missing", "message"),
     [
@@ -194,6 +234,15 @@ def test_an_autoencoder_starts_the_vit_that_is_its_encoder(tmp_path: Path) -> No
     for name in ("patch_embed.proj.weight", "blocks.1.attn.qkv.weight", "pos_embed"):  # a linear probe leaves them alone
         torch.testing.assert_close(kept[name], before[name])
     assert read_metadata(result.best_path)["classifier"]["classes"] == ["mass", "fluid"]
+
+
+def test_an_autoencoder_starts_no_other_model(tmp_path: Path) -> None:
+    save_weights(create_model("mae_vit_small_patch16_dec128d2b", in_channels=3, **MAE), tmp_path / "mae.safetensors")
+    given: dict[str, Any] = {"data": "x", "weights": str(tmp_path / "mae.safetensors")}
+    for chosen in ({"recipe": "chestxray14_densenet121"}, {"recipe": "chestxray14_vit_b"}, {"overrides": ["model=densenet121"]}):
+        with pytest.raises(InputError, match=r"holds a mae_vit_small.*which starts a vit_small_patch16, not a (densenet121|vit_base)"):
+            resolve_settings(**given, **chosen)
+    assert resolve_settings(**given).model == "vit_small_patch16"  # where nothing else was asked for
 
 
 def test_published_weights_of_an_autoencoder_start_a_vit(tmp_path: Path) -> None:
@@ -272,6 +321,12 @@ def test_options_of_another_task_are_refused(tmp_path: Path, capsys) -> None:
     code, _, err = invoke(capsys, "train", "--data", tmp_path, "--freeze", "backbone")
     assert code == 2
     assert "--freeze" in err
+    code, _, err = invoke(capsys, "evaluate", tmp_path, "--data", tmp_path, "--split", "val")
+    assert code == 2
+    assert "--split: only with --task classification" in err
+    code, _, err = invoke(capsys, "evaluate", tmp_path / "p.csv", "--data", tmp_path, "--labels", tmp_path / "labels.json")
+    assert code == 2
+    assert "--labels: not for --task classification" in err
 
 
 def test_onnx_gives_the_networks_logits(weights: Path, tmp_path: Path) -> None:
@@ -282,6 +337,34 @@ def test_onnx_gives_the_networks_logits(weights: Path, tmp_path: Path) -> None:
     assert (contract["classes"], contract["activation"], contract["size"]) == (["mass", "fluid"], "sigmoid", [32, 32])
     with pytest.raises(InputError, match=r"must end in \.onnx"):
         export_onnx(weights, tmp_path / "net.ts")
+
+
+def test_a_bundle_says_what_the_weights_say_of_themselves(weights: Path, tmp_path: Path) -> None:
+    model, _ = load_classifier(weights)
+    metadata = read_metadata(weights) | {"facts": {"version": "2.1.0", "authors": "A. Person"}}
+    save_weights(model, tmp_path / "known.safetensors", metadata=metadata)
+    root = export_bundle(tmp_path / "known.safetensors", tmp_path / "bundle")
+    content = json.loads((root / "configs" / "metadata.json").read_text())
+    assert (content["version"], content["authors"]) == ("2.1.0", "A. Person")
+    assert content["network_data_format"]["outputs"]["pred"]["channel_def"] == {"0": "mass", "1": "fluid"}
+    with pytest.raises(InputError, match="version must be semantic"):
+        export_bundle(weights, tmp_path / "other", facts=BundleFacts(version="2"))
+    assert not (tmp_path / "other").exists()
+
+
+def test_pictures_of_one_name_have_results_of_their_own(weights: Path, tmp_path: Path) -> None:
+    from vsuite.medical.classification.bundle_components import PreparePicture, SaveProbabilities, find_pictures
+
+    note = load_classifier(weights)[1]
+    for folder in ("a", "b"):
+        write_table(tmp_path / "images" / folder, number=1)
+    save = SaveProbabilities(note, tmp_path / "out")
+    for entry in find_pictures(tmp_path / "images"):
+        save({**PreparePicture(note)(entry), "pred": torch.zeros(2)})
+    assert sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.json")) == [
+        "a/0.png.json",
+        "b/0.png.json",
+    ]
 
 
 @pytest.mark.slow

@@ -371,3 +371,21 @@ def test_nothing_is_written_where_nothing_can_be_compared(folders: tuple[Path, P
     assert content(tmp_path / "earlier") == before
     with pytest.raises(InputError, match=r"^\S*a\.nii\.gz: not on the grid"):
         evaluate_folder(folders[0] / "a.nii.gz", folders[1] / "a.nii.gz", labels=LABELS)
+
+
+def test_a_label_picture_takes_the_grid_of_what_was_predicted(tmp_path: Path) -> None:
+    """References of DICOM pictures are PNG files, which have no place in space; what is predicted lies where the DICOM file does."""
+    from PIL import Image
+
+    from vsuite.medical.data.files import write_label
+    from vsuite.medical.data.nifti import Volume
+
+    label = organ()[:, :, 5:6]
+    for folder in ("predictions", "references"):
+        (tmp_path / folder).mkdir()
+    affine = np.array([[-0.2, 0, 0, 7], [0, 0, 1, 3], [0, -0.2, 0, 9], [0, 0, 0, 1.0]])
+    write_label(tmp_path / "predictions" / "a.nii.gz", label, Volume(label[None], affine))
+    Image.fromarray(np.roll(label, 1, 0)[:, :, 0].T).save(tmp_path / "references" / "a.png")
+    found = evaluate_folder(tmp_path / "predictions", tmp_path / "references", labels=LABELS, pictures=False)
+    assert not found.failed
+    assert found.cases[0].scores["organ"].hd == pytest.approx(0.2)

@@ -107,6 +107,25 @@ def test_arrays_that_do_not_fit(tmp_path: Path, content: dict[str, Any], message
         read_image(tmp_path / "broken.h5")
 
 
+@pytest.mark.parametrize("position", range(60, 1500, 160))
+def test_damaged_arrays_are_one_line(tmp_path: Path, position: int) -> None:
+    np.savez_compressed(tmp_path / "x.npz", image=np.random.default_rng(0).integers(0, 9, (40, 40)))
+    data = bytearray((tmp_path / "x.npz").read_bytes())
+    assert len(data) > 1500 > position
+    data[position : position + 20] = bytes(20)
+    (tmp_path / "x.npz").write_bytes(data)
+    with pytest.raises(InputError, match=r"x\.npz: cannot be read"):
+        read_image(tmp_path / "x.npz")
+
+
+def test_stacks_of_pages_are_refused(tmp_path: Path) -> None:
+    pages = [Image.fromarray(np.full((4, 5), i, np.uint8)) for i in range(3)]
+    pages[0].save(tmp_path / "x.tif", save_all=True, append_images=pages[1:])
+    for read in (read_image, read_label):
+        with pytest.raises(InputError, match=r"x\.tif: holds 3 pages"):
+            read(tmp_path / "x.tif")
+
+
 def test_folders_of_pictures(tmp_path: Path) -> None:
     for folder in ("images", "labels"):
         (tmp_path / folder).mkdir()

@@ -11,15 +11,18 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
+import torch
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, generate_uid
 
 from vsuite.core.errors import InputError
 from vsuite.core.images.files import read_image as read_pixels
-from vsuite.medical.data.dicom import read_series
-from vsuite.medical.data.pictures2d import cut, read_picture
-from vsuite.medical.data.slices import cut_dataset, cut_folder
+from vsuite.medical.data.dicom import is_dicom, is_series, read_dicom, read_series
+from vsuite.medical.data.pictures2d import cut, read_picture, write_png
+from vsuite.medical.data.slices import cut_dataset, cut_folder, holds_volumes
 from vsuite.medical.demo_data import make_demo_dataset
+from vsuite.medical.inference import Predictor, find_cases, predict_files
+from vsuite.medical.plan import Normalisation, Plan
 
 PIXELS = np.arange(12, dtype=np.uint16).reshape(3, 4) * 100  # 3 rows, 4 columns
 SERIES = generate_uid()
@@ -39,6 +42,7 @@ def write_dicom(path: Path, pixels: np.ndarray | None = PIXELS, **tags: Any) -> 
         data.PixelData = pixels.astype(np.uint16).tobytes()
     for name, value in tags.items():
         setattr(data, name, value)
+    path.parent.mkdir(parents=True, exist_ok=True)
     data.save_as(path, enforce_file_format=True)
     return path
 
@@ -153,6 +157,67 @@ def test_a_mixed_series_is_refused(last: dict[str, Any], message: str, tmp_path:
         read_series(write_series(tmp_path / "s", [0, 1, 2], **last))
 
 
+def test_a_series_of_rounded_directions_is_one(tmp_path: Path) -> None:
+    """A cosine of -0.0, or another last digit, is no other direction."""
+    folder = write_series(tmp_path / "s", [0, 1, 2], ImageOrientationPatient=[1, -1e-9, 0, -0.00002, 1, 0], PixelSpacing=[1.00004, 2])
+    assert read_series(folder).array.shape == (1, 4, 3, 3)
+
+
+def test_an_inverted_series_is_inverted_as_a_whole(tmp_path: Path) -> None:
+    folder = write_series(tmp_path / "s", [0, 1, 2])
+    for path in folder.iterdir():
+        data = pydicom.dcmread(path)
+        data.PhotometricInterpretation = "MONOCHROME1"
+        data.save_as(path)
+    light = read_series(write_series(tmp_path / "t", [0, 1, 2])).array
+    np.testing.assert_array_equal(read_series(folder).array, 1102 - light)
+
+
+def test_frames_in_a_series_of_files_are_refused(tmp_path: Path) -> None:
+    folder = write_series(tmp_path / "s", [0, 1, 2], NumberOfFrames=2, PixelData=np.concatenate([PIXELS, PIXELS]).tobytes())
+    with pytest.raises(InputError, match=r"2\.dcm: has 2 frames of 1 values a pixel, and 0\.dcm of the same series 1 frames of 1"):
+        read_series(folder)
+
+
+def test_enhanced_files_are_refused(tmp_path: Path) -> None:
+    """Their slope, spacing and place lie in sequences: read like others, they would be other values in another place."""
+    path = write_dicom(tmp_path / "a.dcm", SharedFunctionalGroupsSequence=[pydicom.Dataset()])
+    with pytest.raises(InputError, match=r"a\.dcm: is an enhanced.*NIfTI"):
+        read_dicom(path)
+
+
+def test_names_that_archives_give(tmp_path: Path) -> None:
+    names = {"1.2.840.113619.2.55": True, "IM0001": True, "DICOMDIR": False, "notes.txt": False, "x.dcm": True}
+    for name in names:
+        write_dicom(tmp_path / name)
+    assert {name: is_dicom(tmp_path / name) for name in names} == names
+
+
+def test_a_folder_of_films_is_no_series(tmp_path: Path) -> None:
+    assert is_series(write_series(tmp_path / "ct", [0, 1]))
+    films = tmp_path / "films"
+    films.mkdir()
+    for index in range(2):  # two views of a study may share their series
+        write_dicom(films / f"{index}.dcm")
+    assert not is_series(films)
+    assert holds_volumes(tmp_path)
+    assert [path.name for path in cut_folder(tmp_path, tmp_path.with_name("out"))] == ["ct_z000.png", "ct_z001.png"]
+    assert not is_series(tmp_path / "none")
+
+
+def test_a_window_of_one_unit_keeps_the_values_between(tmp_path: Path) -> None:
+    array = np.linspace(0, 1, 24).reshape(4, 6, 1).astype(np.float32)
+    nib.save(nib.Nifti1Image(array, np.eye(4)), tmp_path / "v.nii.gz")
+    np.testing.assert_allclose(read_picture(tmp_path / "v.nii.gz", window=(0.5, 1.0)).array[0], array, atol=1e-6)
+
+
+def test_three_channels_of_nifti_are_seen_in_their_range(tmp_path: Path) -> None:
+    array = np.random.default_rng(0).normal(0, 300, (4, 6, 1, 3)).astype(np.float32)
+    nib.save(nib.Nifti1Image(array, np.eye(4)), tmp_path / "v.nii.gz")
+    pixels = read_pixels(tmp_path / "v.nii.gz")
+    assert (pixels.min(), pixels.max()) == (0, 1)
+
+
 def test_nifti_slices_are_chosen_by_index(tmp_path: Path) -> None:
     array = np.random.default_rng(0).normal(size=(4, 5, 3)).astype(np.float32)
     nib.save(nib.Nifti1Image(array, np.diag([1, 1, 2.5, 1])), tmp_path / "v.nii.gz")
@@ -201,3 +266,65 @@ def test_a_data_set_is_cut_by_volume(tmp_path: Path) -> None:
     assert all((table.parent / row["path"]).is_file() for row in rows)
     with pytest.raises(InputError, match="exists and is not empty"):
         cut_dataset(tmp_path / "demo", tmp_path / "out")
+
+
+def test_a_cut_label_must_lie_on_its_image(tmp_path: Path) -> None:
+    make_demo_dataset(tmp_path / "demo", cases=2, test_cases=0, seed=0)
+    path = next((tmp_path / "demo").glob("labels*/*.nii*"))
+    label = nib.load(path)
+    moved = label.affine.copy()
+    moved[0, 3] += 5
+    nib.save(nib.Nifti1Image(np.asarray(label.dataobj), moved), path)
+    with pytest.raises(InputError, match="not on the grid of its image"):
+        cut_dataset(tmp_path / "demo", tmp_path / "out")
+
+
+def test_a_data_set_that_comes_divided_stays_so(tmp_path: Path) -> None:
+    (tmp_path / "s" / "train_npz").mkdir(parents=True)
+    (tmp_path / "s" / "test_vol_h5").mkdir()
+    for name in ("train_npz/case0005_slice000.npz", "train_npz/case0005_slice001.npz", "test_vol_h5/case0001.npz"):
+        np.savez(tmp_path / "s" / name, image=np.random.default_rng(0).random((8, 8)), label=np.ones((8, 8), np.uint8))
+    rows = list(csv.DictReader(cut_dataset(tmp_path / "s", tmp_path / "out").open()))
+    assert {row["group"] for row in rows if row["split"] == "val"} == {"case0001"}
+
+
+def test_a_picture_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cv2, "imwrite", lambda *_: False)  # what opencv answers on a full disk
+    monkeypatch.setattr(cv2, "imencode", lambda *_: (False, None))
+    with pytest.raises(InputError, match=r"a\.png"):
+        write_png(np.zeros((2, 2), np.uint8), tmp_path / "a.png")
+    assert not (tmp_path / "a.png").exists()
+
+
+# --- prediction ---
+
+
+def make_predictor() -> Predictor:
+    torch.manual_seed(0)
+    plan = Plan(channels=["CT"], normalisation=[Normalisation()], labels={"background": 0, "organ": 1}, patch_size=(8, 8, 8))
+    return Predictor((torch.nn.Conv3d(1, 2, 3, padding=1), plan), device="cpu")
+
+
+def test_a_folder_of_a_dicom_series_is_one_volume(tmp_path: Path) -> None:
+    predictor = make_predictor()
+    slices = np.random.default_rng(0).integers(0, 900, (5, 9, 11)).astype(np.uint16)  # Z, rows, columns
+    for z, pixels in enumerate(slices):
+        place = {"ImageOrientationPatient": [1, 0, 0, 0, 1, 0], "ImagePositionPatient": [-4, 6, 2.5 * z], "PixelSpacing": [1, 2]}
+        write_dicom(tmp_path / "patient1" / f"IM{9 - z}", pixels, **place)
+    assert [(case.name, case.images) for case in find_cases(tmp_path / "patient1", predictor.plan)] == [
+        ("patient1", (tmp_path / "patient1",))
+    ]
+    assert predict_files(predictor, [tmp_path / "patient1"], tmp_path / "out", progress=False) == 0
+    written = nib.load(tmp_path / "out" / "patient1.nii.gz")
+    affine = np.diag([-2.0, -1, 2.5, 1])
+    affine[:3, 3] = 4, -6, 0
+    np.testing.assert_allclose(written.affine, affine, atol=1e-5)
+    wanted = predictor.predict(slices.transpose(2, 1, 0).astype(np.float32), affine).label
+    np.testing.assert_array_equal(np.asarray(written.dataobj), wanted)
+
+
+def test_dicom_pictures_of_a_folder_are_cases_of_their_own(tmp_path: Path) -> None:
+    predictor = make_predictor()
+    for name in ("a", "b"):
+        write_dicom(tmp_path / "films" / f"{name}.dcm")
+    assert [case.name for case in find_cases(tmp_path / "films", predictor.plan)] == ["a", "b"]

@@ -493,12 +493,20 @@ def test_synapse_by_its_recipe(tmp_path: Path) -> None:
     assert nib.load(tmp_path / "found" / "case0001.nii.gz").shape == (40, 40, 3)
 
 
+def test_only_square_slices_are_turned(tmp_path: Path) -> None:
+    label = np.ones((16, 16, 16), np.uint8)
+    for size in ((1, 16, 32), (16, 16, 16)):
+        with pytest.raises(InputError, match=r"turn_probability: square slices can be turned; the patch is 1"):
+            training_data(tmp_path / str(size), smooth(16, 16, 16), label, plan_of(patch_size=size), turn_probability=0.5)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (["--set", "plan.patch_size=[1, 40, 40]"], "image_size must be a multiple of 16, 32 or more; got 40"),
         (["--set", "plan.patch_size=[1, 32, 48]"], "takes square slices"),
         (["--set", "plan.options.skips=2"], "skips"),
+        (["--set", "plan.zoom_slices=true"], r"augmentation\.scale_probability: not with plan\.zoom_slices"),
         (["--recipe", "synapse"], r"the recipe is for the channels \['CT'\]"),
     ],
 )

@@ -104,7 +104,7 @@ def _metrics(values: dict[str, float]) -> str:
 
 @app.command()
 def predict(
-    inputs: Annotated[list[Path], typer.Argument(metavar="IMAGES...", help="NIfTI files (to classify: pictures), or a folder of them.")],
+    inputs: Annotated[list[Path], typer.Argument(metavar="IMAGES...", help="Images, or a folder of them or of a DICOM series.")],
     weights: options.Ensemble,
     task: Task = None,
     out: options.Out = Path("predictions"),
@@ -138,6 +138,7 @@ def predict(
 
     if commands.task_of(task, weights) != "segmentation":
         flags = {"plan": plan, "mirror": mirror, "probabilities": probabilities, "nearest": nearest, "resume": resume}
+        flags |= {"slice-zoom" if slice_zoom else "slice-windows": slice_zoom is not None}
         commands.refuse("classification", {**flags, "largest-component": largest_component, "smallest-component": smallest_component})
         commands.predict(inputs, weights, out, device=device, precision=precision, batch_size=batch_size, explain=explain)
         return
@@ -190,8 +191,12 @@ def evaluate(
     if task == "classification" or weights is not None or (predictions is not None and predictions.suffix == ".csv"):
         from vsuite.medical.classification import commands
 
+        given = {"labels": labels, "images": images, "missing-as-empty": missing_as_empty, "no-pictures": not pictures}
+        commands.refuse("classification", given | {"convention": convention != "nnunet", "nsd-tolerance": nsd_tolerance != 1})
         commands.evaluate(predictions, weights, data, out, split=split, device=device, batch_size=batch_size)
         return
+    if split is not None or batch_size is not None:
+        raise InputError(f"--{'split' if split is not None else 'batch-size'}: only with --task classification")
     if predictions is None:
         raise InputError("give the folder of predicted label maps; or --weights, to evaluate a classifier")
     from vsuite.medical.evaluation import evaluate_folder

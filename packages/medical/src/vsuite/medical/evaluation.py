@@ -21,7 +21,7 @@ import numpy as np
 from vsuite.core.errors import InputError
 from vsuite.core.evaluation.metrics import mean
 from vsuite.medical.data.datasets import read_json
-from vsuite.medical.data.files import ENDINGS, is_image, read_image, read_label, stem_of
+from vsuite.medical.data.files import ENDINGS, WITHOUT_GRID, ending_of, is_image, read_image, read_label, stem_of
 from vsuite.medical.data.geometry import FloatArray, difference, spacing_of
 from vsuite.medical.data.labels import check_ids, first_items, ids_in, labels_by_name
 from vsuite.medical.metrics import Convention, Label, Labels, Scores, compare_label_maps, find_convention
@@ -196,6 +196,8 @@ def _compare(
     else:
         volume = read_label(case.prediction, like=reference)
         prediction = volume.array
+        if ending_of(case.reference) in WITHOUT_GRID:  # a PNG lies where the image does, and so does what was predicted
+            reference.affine = volume.affine
         if gap := difference(prediction.shape[1:], volume.affine, reference.array.shape[1:], reference.affine):
             raise InputError(f"{case.prediction}: not on the grid of {case.reference} (prediction against reference): {gap}")
         check_ids(prediction, labels, case.prediction)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -45,6 +45,14 @@ def attention_rollout(maps: Iterable[Tensor], *, residual: bool = True) -> Tenso
     return total
 
 
+def check_method(model: nn.Module, method: str) -> None:
+    """Raises `InputError` for an unknown way to explain, and for a roll-out of a model that gives no attention maps."""
+    if method not in get_args(Method):
+        raise unknown("way to explain", method, get_args(Method))
+    if method == "rollout" and not hasattr(model, "attention_maps"):
+        raise InputError(f"{type(model).__name__} gives no attention maps (ViT and DuoFormer do); use occlusion")
+
+
 @torch.no_grad()
 def rollout_map(model: nn.Module, image: Tensor) -> NDArray[np.float32]:
     """Where what is classified comes from: h, w from 0 to 1, one value a patch (ViT) or region (DuoFormer).
@@ -57,10 +65,9 @@ def rollout_map(model: nn.Module, image: Tensor) -> NDArray[np.float32]:
     Raises:
         InputError: for a model without attention between the parts of the image.
     """
-    maps = getattr(model, "attention_maps", None)
-    if maps is None:
-        raise InputError(f"{type(model).__name__} gives no attention maps (ViT and DuoFormer do); use occlusion")
+    check_method(model, "rollout")
     residual = getattr(getattr(model, "vision_transformer", None), "patch_residual", True)
+    maps: Any = model.attention_maps
     total = attention_rollout(maps(image[None]), residual=bool(residual))[0]
     shares = total[1:, 1:].mean(0) if getattr(model, "pool", "token") == "mean" else total[0, 1:]
     height, width = _grid(len(shares), image.shape[1], image.shape[2])
@@ -133,8 +140,7 @@ def explain_files(
         out: folder of the pictures.
         method: "rollout" (ViT, DuoFormer) or "occlusion" (any model).
     """
-    if method not in get_args(Method):
-        raise unknown("way to explain", method, get_args(Method))
+    check_method(predictor.model, method)
     by_name = {one.name: one for one in found}
     samples = [sample for sample in find_images(inputs) if sample.name in by_name]
     paths = []

@@ -24,7 +24,7 @@ from vsuite.core.weights import find_weights
 from vsuite.medical.data.datasets import DatasetDescription, describe, read_dataset
 from vsuite.medical.data.planning import fingerprint, load_plan, make_plan, save_fingerprint, save_plan
 from vsuite.medical.data.splits import Split, split_cases
-from vsuite.medical.data.training_data import CaseStore, TrainingData, ValidationData, ignore_index
+from vsuite.medical.data.training_data import CaseStore, TrainingData, ValidationData, check_augmentation, ignore_index
 from vsuite.medical.inference import Predictor
 from vsuite.medical.inference.slices import run_network
 from vsuite.medical.inference.sliding_window import crop_to
@@ -152,6 +152,7 @@ def check_network(plan: Plan, settings: RunSettings) -> None:
     Raises:
         InputError: for options that do not fit, patches too small to be trained on, and weights of another model.
     """
+    check_augmentation(settings.augmentation, plan)
     shape = (settings.training.batch_size, len(plan.channels), *plan.patch_size)
     try:
         with torch.device("meta"):

@@ -34,23 +34,25 @@ def read_note(path: str | Path) -> ClassifierNote:
 
 
 def find_pictures(dataset_dir: str | Path) -> list[dict[str, str]]:
-    """The pictures of a folder as MONAI's data list; raises `InputError` for one that is missing or holds none."""
-    return [{"image": str(sample.image)} for sample in find_images([dataset_dir])]
+    """The pictures of a folder (with its subfolders) as MONAI's data list; raises `InputError` for one that is missing or holds none."""
+    files = [sample.image for sample in find_images([dataset_dir]) if isinstance(sample.image, Path)]
+    return [{"image": str(path), "name": path.relative_to(dataset_dir).as_posix()} for path in files]
 
 
 class PreparePicture(Transform):
-    """`image`: a file -> the network's input C, H, W."""
+    """`image`: a file -> the network's input C, H, W; `name`, if given, is kept beside it."""
 
     def __init__(self, note: ClassifierNote) -> None:
         self.note = note
 
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
         tensor = preprocess(read_image(data["image"]), self.note.image)
-        return {**data, "image": MetaTensor(tensor, meta={"filename_or_obj": str(data["image"])})}
+        path = str(data["image"])
+        return {**data, "image": MetaTensor(tensor, meta={"filename_or_obj": path, "name": data.get("name", Path(path).name)})}
 
 
 class SaveProbabilities(Transform):
-    """Writes `pred`, logits K, as `<output_dir>/<picture>.json`: what was found, and the probability of each class."""
+    """Writes `pred`, logits K, as `<output_dir>/<name of the picture>.json`: what was found, and the probability of each class."""
 
     def __init__(self, note: ClassifierNote, output_dir: str | Path) -> None:
         self.note, self.output_dir = note, Path(output_dir)
@@ -59,11 +61,11 @@ class SaveProbabilities(Transform):
         logits = torch.as_tensor(data["pred"]).as_subclass(torch.Tensor).float().cpu().reshape(1, -1)
         scores = probabilities(logits, multi_label=self.note.multi_label)[0].tolist()
         found = [k for k, score in enumerate(scores) if score >= 0.5] if self.note.multi_label else [scores.index(max(scores))]
-        source = str(data["image"].meta["filename_or_obj"])
+        facts = data["image"].meta
         content = {
-            "path": source,
+            "path": str(facts["filename_or_obj"]),
             "labels": [self.note.classes[k] for k in found],
             "probabilities": {name: round(score, 6) for name, score in zip(self.note.classes, scores, strict=True)},
         }
-        write_text(self.output_dir / f"{Path(source).name}.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        write_text(self.output_dir / f"{facts['name']}.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
         return data

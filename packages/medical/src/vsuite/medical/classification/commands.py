@@ -93,16 +93,17 @@ def predict(
     if len(weights) != 1:
         raise InputError(f"--task classification takes one --weights; got {len(weights)}")
     _check_not_pretrained(weights[0])
-    from vsuite.medical.classification.datasets import read_dataset  # noqa: F401  makes the core read DICOM and NIfTI
+    from vsuite.medical.data import pictures2d  # noqa: F401  makes the core read DICOM and NIfTI
+    from vsuite.medical.explain import check_method, explain_files
 
     predictor = Predictor(weights[0], device=device, precision=precision, batch_size=batch_size or 32)
+    if explain is not None:
+        check_method(predictor.model, explain)
     found, failed = predict_files(predictor, inputs, out, as_json=True)
     typer.echo(f"{len(found)} picture{'' if len(found) == 1 else 's'} in {out / 'predictions.csv'}")
     for one in found[:5]:
         typer.echo(f"  {one.name}: {one.label or 'none'} ({one.probability:.1%})")
     if explain is not None and found:
-        from vsuite.medical.explain import explain_files
-
         paths = explain_files(predictor, inputs, found, out / "explanations", explain)
         typer.echo(f"{len(paths)} explained in {out / 'explanations'}")
     if failed:
@@ -157,8 +158,6 @@ def cut_slices(data: Path, out: Path, *, window: tuple[float, float] | None, fra
     from vsuite.medical.data import slices
 
     if slices.holds_volumes(data):
-        if out.exists() and any(out.iterdir()):
-            raise InputError(f"{out}: exists and is not empty; choose another folder")
         typer.echo(f"{len(slices.cut_folder(data, out, window=window))} pictures in {out}")
         return
     typer.echo(str(slices.cut_dataset(data, out, window=window, fraction=fraction, labelled=labelled, seed=seed)))

@@ -11,15 +11,13 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from vsuite.core import InputError, optimize_for_inference, save_weights
-from vsuite.core.files import atomic_path, write_text
 from vsuite.core.images.classifier import ClassifierNote, load_classifier
 from vsuite.core.images.preprocessing import mean_and_std
-from vsuite.core.onnx import quiet_exporter, require_onnx
-from vsuite.medical.export import bundle as bundles
-from vsuite.medical.export.bundle import BundleFacts
+from vsuite.core.onnx import require_onnx
+from vsuite.core.weights import find_weights, read_metadata
+from vsuite.medical.export.bundle import BundleFacts, common_metadata, facts_of, template, write_bundle
 from vsuite.medical.export.contract import PACKAGES, weights_digest
-from vsuite.medical.export.onnx import Exported, _compare, _onnx_runner, contract_path
+from vsuite.medical.export.onnx import Exported, checked_path, write_onnx
 
 
 class Contract(BaseModel):
@@ -94,29 +92,11 @@ def export_onnx(weights: str | Path, out_path: str | Path) -> Exported:
         InputError: if packages are missing, or if the file's logits differ from the network's; nothing is left behind then.
     """
     require_onnx("vsuite-medical")
-    path = Path(out_path)
-    if path.suffix != ".onnx":
-        raise InputError(f"{path}: must end in .onnx")
+    path = checked_path(out_path, (".onnx",))
     model, note = _load(weights)
     contract = contract_of(model, note)
-    with quiet_exporter(), torch.no_grad():
-        program = torch.onnx.export(
-            optimize_for_inference(model),
-            (_random(2, contract),),
-            dynamo=True,
-            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
-            input_names=["image"],
-            output_names=["pred"],
-            verbose=False,
-        )
-    if program is None:
-        raise InputError(f"{path}: torch could not turn {type(model).__name__} into ONNX")
-    program.model.metadata_props["contract"] = contract.model_dump_json()
-    with atomic_path(path) as temporary:
-        program.save(temporary)
-        difference, largest = _compare(model, _onnx_runner(temporary), [_random(count, contract) for count in (1, 3)], path)
-    write_text(contract_path(path), contract.model_dump_json(indent=2) + "\n")
-    return Exported(path, contract_path(path), difference, largest)
+    axes = {0: torch.export.Dim("batch", min=1)}
+    return write_onnx(model, contract, path, _random(2, contract), axes, [_random(count, contract) for count in (1, 3)])
 
 
 def _load(weights: str | Path) -> tuple[nn.Module, ClassifierNote]:
@@ -134,35 +114,29 @@ def export_bundle(weights: str | Path, out_dir: str | Path, *, facts: BundleFact
     Args:
         weights: see `vsuite.core.images.Predictor`.
         out_dir: the bundle's root, named after the model.
-        facts: for its metadata and papers. overwrite: replace a bundle that is there.
+        facts: for its metadata and papers; None takes those that lie in the weights file (see `facts_of`).
+        overwrite: replace a bundle that is there.
 
     Raises:
-        InputError: for a folder that is not empty, or classes that a bundle's configuration would take for code.
+        InputError: see `write_bundle`.
     """
-    out, facts = Path(out_dir).absolute(), facts or BundleFacts()
+    out = Path(out_dir).absolute()
+    facts = facts or facts_of(read_metadata(find_weights(weights)))
     model, note = _load(weights)
     contract = contract_of(model, note)
     metadata = _metadata(contract, facts, facts.name or out.name)
-    bundles._refuse_code(metadata)
-    with bundles._folder(out, overwrite=overwrite) as root:
-        for folder in ("configs", "models", "docs"):
-            (root / folder).mkdir()
-        (root / "LICENSE").write_text(bundles._template("LICENSE"), encoding="utf-8")
-        for name in ("meta_schema.json", "logging.conf"):
-            (root / "configs" / name).write_text(bundles._template(name), encoding="utf-8")
-        (root / "configs" / "classifier.json").write_text(note.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        bundles._write_json(root / "configs" / "metadata.json", metadata)
-        bundles._write_json(root / "configs" / "inference.json", _inference(contract))
-        (root / "docs" / "README.md").write_text(_readme(metadata, contract, facts), encoding="utf-8")
-        (root / "docs" / "data_license.txt").write_text(facts.data_licence.strip() + "\n", encoding="utf-8")
-        (root / "docs" / "contract.json").write_text(contract.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        save_weights(model, root / "models" / "model.pt")
+    files = {
+        "configs/classifier.json": note.model_dump_json(indent=2) + "\n",
+        "docs/README.md": _readme(metadata, contract, facts),
+        "docs/contract.json": contract.model_dump_json(indent=2) + "\n",
+    }
+    write_bundle(out, model, metadata, _inference(contract), files, facts, overwrite=overwrite)
     return out
 
 
 def _inference(contract: Contract) -> dict[str, Any]:
     """The configuration of our segmentation bundles with the parts that read pictures and write probabilities."""
-    config = json.loads(bundles._template("inference.json"))
+    config = json.loads(template("inference.json"))
     parts = "vsuite.medical.classification.bundle_components"
     del config["plan"]
     config["classifier"] = {"_target_": f"{parts}.read_note", "path": "$@bundle_root + '/configs/classifier.json'"}
@@ -199,27 +173,15 @@ def _metadata(contract: Contract, facts: BundleFacts, name: str) -> dict[str, An
         "is_patch_data": False,
         "channel_def": {str(i): label for i, label in enumerate(contract.classes)},
     }
-    packages = ("vsuite-medical", "vsuite-core", "nibabel", "pydicom", "safetensors", "pytorch-ignite")
-    return {
-        "schema": bundles.SCHEMA,
-        "version": facts.version,
-        "changelog": {facts.version: "exported by vsuite-medical " + importlib.metadata.version("vsuite-medical")},
-        "monai_version": bundles._version("monai"),
-        "pytorch_version": bundles._version("torch").split("+")[0],
-        "numpy_version": bundles._version("numpy"),
-        "required_packages_version": {package: bundles._version(package) for package in packages},
+    return common_metadata(facts, ("nibabel", "pydicom")) | {
         "name": name,
         "task": facts.task or f"Classification of pictures: {findings}",
         "description": facts.description or f"{contract.model} that finds {findings} in pictures.",
-        "authors": facts.authors,
-        "copyright": facts.copyright,
         "data_source": facts.data_source or "data that the exporter does not name",
         "data_type": "png, jpeg, tiff, dicom or nifti",
         "image_classes": f"pictures of {contract.channels} channel(s)",
         "label_classes": findings,
         "pred_classes": f"logits for {contract.activation}: {findings}",
-        "intended_use": facts.intended_use,
-        "references": list(facts.references),
         "network_data_format": {"inputs": {"image": image}, "outputs": {"pred": pred}},
     }
 

@@ -17,15 +17,7 @@ from vsuite.core.weights import find_weights, read_metadata
 from vsuite.medical.classification.datasets import read_dataset
 
 PACKAGE = "vsuite.medical.classification"
-ENCODER = (
-    "in_channels",
-    "image_size",
-    "patch_size",
-    "embed_dim",
-    "depth",
-    "num_heads",
-    "mlp_ratio",
-)  # what a ViT shares with its autoencoder
+ENCODER = ("image_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")  # what a ViT shares with its autoencoder
 
 
 def list_recipes() -> list[str]:
@@ -57,31 +49,32 @@ def resolve_settings(
     The options of a recipe's model do not count for another model that an override names.
 
     Raises:
-        InputError: for unknown settings (naming the nearest), wrong values, and where no data set is named.
+        InputError: for unknown settings (naming the nearest), wrong values, where no data set is named, and for a model that
+            was asked for (by name, or by a recipe) and is not the encoder of the weights.
     """
-    model = next((override.partition("=")[2].strip() for override in overrides if override.partition("=")[0].strip() == "model"), None)
-    if model is not None and config is None and recipe is not None and load_recipe(recipe).model != model:
-        overrides = ["options={}", *overrides]
+    asked_for = next((override.partition("=")[2].strip() for override in overrides if override.partition("=")[0].strip() == "model"), None)
+    if recipe is not None and config is None:
+        of_recipe = load_recipe(recipe).model
+        if asked_for not in (None, of_recipe):
+            overrides = ["options={}", *overrides]
+        asked_for = asked_for or of_recipe
     settings = training.resolve_settings(data=data, recipe=recipe, config=config, overrides=overrides, load=load_recipe, **given)
-    return settings if settings.weights is None else _with_encoder_of(settings.weights, settings)
+    if settings.weights is None:
+        return settings
+    return _with_encoder_of(settings.weights, settings, asked_for if config is None else settings.model)
 
 
-def _with_encoder_of(weights: str, settings: RunSettings) -> RunSettings:
+def _with_encoder_of(weights: str, settings: RunSettings, asked_for: str | None) -> RunSettings:
     note = read_metadata(find_weights(weights))
     name = note.get("model")
     if name is None or model_info(name).task != "pretraining":
         return settings
-    known = {key: option.default for key, option in _signature(name).items()} | note.get("options", {})
-    options = {key: known[key] for key in ENCODER if key != "in_channels"}
-    others = {key: value for key, value in settings.options.items() if key in model_info(_encoder(name)).options}
-    model = settings.model if model_info(settings.model).system == "vit" else _encoder(name)
-    return settings.model_copy(update={"model": model, "options": others | options})
-
-
-def _signature(name: str) -> dict[str, Any]:
-    import inspect
-
-    return dict(inspect.signature(model_info(name).builder).parameters)
+    encoder = _encoder(name)
+    if asked_for not in (None, encoder):
+        raise InputError(f"{weights}: holds a {name}, which starts a {encoder}, not a {asked_for}; choose a recipe or --model of that")
+    known = {**model_info(name).options, **note.get("options", {})}
+    others = {key: value for key, value in settings.options.items() if key in model_info(encoder).options}
+    return settings.model_copy(update={"model": encoder, "options": others | {key: known[key] for key in ENCODER}})
 
 
 def _encoder(name: str) -> str:

@@ -24,13 +24,30 @@ Window = tuple[float, float]  # centre and width, in the rescaled unit (Hounsfie
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file is DICOM by its ending or, as those of archives often have none, by its preamble."""
+    """Whether a file is DICOM by its ending or, as those of archives are often named 1.2.840.10008 or IM0001, by its preamble."""
     if path.name.lower().endswith(ENDINGS):
         return True
-    if path.suffix or not path.is_file():
+    named_so = not path.suffix or path.suffix[1:].isdecimal()
+    if not named_so or path.name == "DICOMDIR" or not path.is_file():  # DICOMDIR is the archive's table of contents
         return False
     with path.open("rb") as file:
         return file.read(132)[128:] == b"DICM"
+
+
+def is_series(folder: Path) -> bool:
+    """Whether a folder holds the slices of one volume: its first two DICOM files belong to one series and have places in space.
+
+    Films (X-rays) have none, and pictures collected from many patients are of many series.
+    """
+    files = files_of(folder)[:2] if folder.is_dir() else []
+    facts = [_open(path, pixels=False) for path in files]
+    series = [str(dataset.get("SeriesInstanceUID", "")) for dataset in facts if len(_numbers(dataset.get("ImagePositionPatient"))) == 3]
+    return len(series) == 2 and series[0] == series[1] != ""
+
+
+def files_of(folder: Path) -> list[Path]:
+    """The DICOM files of a folder, sorted."""
+    return sorted(path for path in folder.iterdir() if is_dicom(path) and not path.name.startswith("."))
 
 
 def read_dicom(path: str | Path, *, window: Window | None = None) -> Volume:
@@ -43,16 +60,17 @@ def read_dicom(path: str | Path, *, window: Window | None = None) -> Volume:
         window: centre and width; values are then clipped to it and lie from 0 to 1.
 
     Raises:
-        InputError: for a file that is not DICOM, has no pixels, is compressed without a decoder at hand, or is damaged.
+        InputError: for a file that is not DICOM, has no pixels, is compressed without a decoder at hand, or is damaged, and
+            for enhanced multi-frame files, whose values and places are noted frame by frame.
     """
     path = Path(path)
     dataset = _open(path)
-    return Volume(_values(dataset, path, window), _affine(dataset), None, path)
+    return Volume(_finished(_values(dataset, path), dataset, window), _affine(dataset), None, path)
 
 
 def stored_window(path: str | Path) -> Window | None:
     """The window that a file recommends for showing it; None where it has none."""
-    dataset = _open(Path(path))
+    dataset = _open(Path(path), pixels=False)
     centre, width = (_first(dataset.get(name)) for name in ("WindowCenter", "WindowWidth"))
     return None if centre is None or width is None or width <= 0 else (centre, width)
 
@@ -64,11 +82,11 @@ def read_series(folder: str | Path, *, window: Window | None = None) -> Volume:
         folder: holds the files of one series. window: as for `read_dicom`.
 
     Raises:
-        InputError: for a folder without DICOM files or with several series, slices of different size, direction or pixel
-            spacing, slices that share a position or lie at unequal distances, and for what `read_dicom` refuses.
+        InputError: for a folder without DICOM files or with several series, slices of different size, direction, pixel
+            spacing or kind, slices that share a position or lie at unequal distances, and for what `read_dicom` refuses.
     """
     folder = Path(folder)
-    files = sorted(path for path in folder.iterdir() if is_dicom(path)) if folder.is_dir() else []
+    files = files_of(folder) if folder.is_dir() else []
     if not files:
         raise InputError(f"{folder}: holds no DICOM files ({', '.join(ENDINGS)})")
     datasets = [_open(path) for path in files]
@@ -77,10 +95,15 @@ def read_series(folder: str | Path, *, window: Window | None = None) -> Volume:
         raise InputError(f"{folder}: holds {len(series)} series; a folder of one is expected")
     sizes = [f"{dataset.get('Columns')} x {dataset.get('Rows')}" for dataset in datasets]
     _same(files, sizes, "pixels")
-    affines = [_affine(dataset) for dataset in datasets]
-    _same(files, [str(np.round(affine[:3, :2], 4).tolist()) for affine in affines], "as direction and spacing")
     if len(files) == 1:
         return read_dicom(files[0], window=window)
+    kinds = [f"{dataset.get('NumberOfFrames') or 1} frames of {dataset.get('SamplesPerPixel', 1)}" for dataset in datasets]
+    _same(files, kinds, "values a pixel")
+    if not kinds[0].startswith("1 "):
+        raise InputError(f"{files[0]}: holds several frames, and is one of {len(files)} files; each is a volume of its own")
+    affines = [_affine(dataset) for dataset in datasets]
+    turned = [not np.allclose(affine[:3, :2], affines[0][:3, :2], atol=1e-3) for affine in affines]
+    _same(files, [str(affines[i if other else 0][:3, :2].tolist()) for i, other in enumerate(turned)], "as direction and spacing")
     normal = np.cross(affines[0][:3, 0], affines[0][:3, 1])
     normal /= np.linalg.norm(normal)
     heights = np.array([float(affine[:3, 3] @ normal) for affine in affines])
@@ -90,10 +113,10 @@ def read_series(folder: str | Path, *, window: Window | None = None) -> Volume:
         raise InputError(f"{files[order[int(steps.argmin()) + 1]]}: lies where {files[order[int(steps.argmin())]].name} lies")
     if steps.max() - steps.min() > 0.01 * steps.mean() + 1e-2:
         raise InputError(f"{folder}: its slices lie {steps.min():g} to {steps.max():g} mm apart; equal distances are expected")
-    values = [_values(datasets[i], files[i], window) for i in order]
+    values = np.concatenate([_values(datasets[i], files[i]) for i in order], axis=3)
     affine = affines[order[0]].copy()
     affine[:3, 2] = (affines[order[-1]][:3, 3] - affine[:3, 3]) / (len(files) - 1)
-    return Volume(np.concatenate(values, axis=3), affine, None, files[order[0]])
+    return Volume(_finished(values, datasets[0], window), affine, None, files[order[0]])
 
 
 def _same(files: Sequence[Path], facts: Sequence[str], what: str) -> None:
@@ -102,32 +125,34 @@ def _same(files: Sequence[Path], facts: Sequence[str], what: str) -> None:
         raise InputError(f"{files[other]}: has {facts[other]} {what}, and {files[0].name} of the same series {facts[0]}")
 
 
-def _open(path: Path) -> Dataset:
+def _open(path: Path, *, pixels: bool = True) -> Dataset:
     import pydicom
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of values that bend the standard, which the reader repairs
-            return pydicom.dcmread(path)
+            return pydicom.dcmread(path, stop_before_pixels=not pixels)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
     except Exception as error:  # pydicom raises many kinds for damaged files
         raise InputError(f"{path}: is no readable DICOM file: {_line(error)}") from error
 
 
-def _values(dataset: Dataset, path: Path, window: Window | None) -> NDArray[np.float32]:
+def _values(dataset: Dataset, path: Path) -> NDArray[np.float32]:
+    """C, X, Y, Z in the rescaled unit."""
     from pydicom.pixels import apply_color_lut, apply_modality_lut
 
     if not any(name in dataset for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
         kind = dataset.get("Modality", "")
         raise InputError(f"{path}: is a DICOM file without pixels{f' ({kind})' if kind else ''}; an image is expected")
-    photometric = str(dataset.get("PhotometricInterpretation", ""))
+    if "SharedFunctionalGroupsSequence" in dataset or "PerFrameFunctionalGroupsSequence" in dataset:
+        raise InputError(f"{path}: is an enhanced multi-frame DICOM file, which is not read; convert it to NIfTI (by dcm2niix, say)")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             stored = dataset.pixel_array
-            apply = apply_color_lut if photometric == "PALETTE COLOR" else apply_modality_lut
-            stored = apply(stored, dataset)
+            palette = dataset.get("PhotometricInterpretation") == "PALETTE COLOR"
+            stored = (apply_color_lut if palette else apply_modality_lut)(stored, dataset)
     except Exception as error:
         raise InputError(f"{path}: {_why_not_decoded(dataset, error)}") from error
     colour = stored.ndim == (4 if int(dataset.get("NumberOfFrames") or 1) > 1 else 3) and stored.shape[-1] == 3
@@ -136,19 +161,25 @@ def _values(dataset: Dataset, path: Path, window: Window | None) -> NDArray[np.f
     array = array[None] if array.ndim == 3 else array  # Z, Y, X, C
     if not np.isfinite(array).all():
         raise InputError(f"{path}: holds NaN or infinite values")
-    if window is not None and not colour:
-        array = windowed(array, window)
-    if photometric == "MONOCHROME1":
-        array = (1 - array) if window is not None else array.max() + array.min() - array
     return np.ascontiguousarray(array.transpose(3, 2, 1, 0))
 
 
+def _finished(values: NDArray[np.float32], dataset: Dataset, window: Window | None) -> NDArray[np.float32]:
+    """Grey values through the window, those of film (MONOCHROME1) inverted."""
+    if window is not None and values.shape[0] == 1:
+        exact = window[1] <= 1 or dataset.get("VOILUTFunction") == "LINEAR_EXACT"
+        values = windowed(values, window if exact else (window[0] - 0.5, window[1] - 1))  # DICOM's LINEAR, C.11.2.1.2
+    if dataset.get("PhotometricInterpretation") == "MONOCHROME1":
+        values = (1 - values) if window is not None else values.max() + values.min() - values
+    return values
+
+
 def windowed(array: NDArray[np.float32], window: Window) -> NDArray[np.float32]:
-    """DICOM's linear function (PS3.3, C.11.2.1.2), from 0 to 1."""
+    """Values from 0, at half a width below the centre, to 1, at half a width above it."""
     centre, width = window
     if width <= 0:
         raise InputError(f"a window's width must be above 0; got {width:g}")
-    return ((array - (centre - 0.5)) / max(width - 1, 1e-6) + 0.5).clip(0, 1).astype(np.float32)
+    return ((array - centre) / width + 0.5).clip(0, 1).astype(np.float32)
 
 
 def _why_not_decoded(dataset: Dataset, error: Exception) -> str:

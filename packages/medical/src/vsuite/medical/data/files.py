@@ -6,7 +6,9 @@ are those of TransUNet and its successors: `.npz` and `.h5` files with `image` a
 
 from __future__ import annotations
 
+import contextlib
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from numpy.typing import NDArray
 
 from vsuite.core.errors import InputError
 from vsuite.core.files import atomic_path
+from vsuite.core.images import files as image_files
 from vsuite.medical.data import dicom, nifti
 from vsuite.medical.data.geometry import FloatArray
 from vsuite.medical.data.nifti import Volume
@@ -24,6 +27,7 @@ WITHOUT_GRID = (".png", ".jpg", ".jpeg", ".tif", ".tiff")  # labels of these are
 PICTURES = (*WITHOUT_GRID, *dicom.ENDINGS)
 ARRAYS = (".npz", ".npy.h5", ".h5")
 ENDINGS = (*nifti.ENDINGS, *PICTURES, *ARRAYS)
+SHOWN = np.diag([-1.0, -1.0, 1.0, 1.0])  # a picture without geometry: X to the patient's left, Y to the back, 1 mm
 
 
 def is_image(path: str | Path) -> bool:
@@ -57,7 +61,7 @@ def read_image(paths: str | Path | Sequence[str | Path], *, channels: int | None
     files = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
     if not any(_is_other(path) for path in files):
         return nifti.read_image(files, channels=channels)
-    volumes = [_read_one(path) for path in files]
+    volumes = [read_file(path) for path in files]
     for path, volume in zip(files, volumes, strict=True):
         if volume.array.shape[1:] != volumes[0].array.shape[1:]:
             raise InputError(f"{path}: {_by(volume.array.shape[1:])} pixels, but {files[0]} has {_by(volumes[0].array.shape[1:])}")
@@ -82,8 +86,6 @@ def read_label(path: str | Path, like: Volume | None = None) -> Volume:
         return _as_label(_read_arrays(path, "label"), path)
     if ending not in PICTURES:
         return nifti.read_label(path)
-    from vsuite.medical.data.pictures2d import SHOWN
-
     affine = SHOWN.copy() if like is None else like.affine
     return Volume(_picture_ids(path)[None], affine, None, path)
 
@@ -93,7 +95,7 @@ def read_grid(path: str | Path) -> tuple[tuple[int, ...], FloatArray]:
     path = Path(path)
     if not _is_other(path):
         return nifti.read_grid(path)
-    volume = _read_one(path)
+    volume = read_file(path)
     shape = volume.array.shape
     return (shape[1:] if shape[0] == 1 else (*shape[1:], shape[0])), volume.affine
 
@@ -132,11 +134,14 @@ def _indexed(rows: NDArray[np.uint8]) -> Any:
 
 
 def _is_other(path: Path) -> bool:
-    """Whether a file is anything but NIfTI."""
-    return ending_of(path) in (*PICTURES, *ARRAYS) or dicom.is_dicom(path)
+    """Whether a path is anything but a NIfTI file."""
+    return ending_of(path) in (*PICTURES, *ARRAYS) or dicom.is_dicom(path) or path.is_dir()
 
 
-def _read_one(path: Path) -> Volume:
+def read_file(path: Path) -> Volume:
+    """One file of any kind, C, X, Y, Z float32, or a folder that holds a DICOM series; values as they are stored."""
+    if path.is_dir():
+        return dicom.read_series(path)
     if ending_of(path) in ARRAYS:
         array = _read_arrays(path, "image").astype(np.float32)
         broken = int((~np.isfinite(array)).sum())
@@ -145,11 +150,24 @@ def _read_one(path: Path) -> Volume:
         return Volume(array, np.eye(4), None, path)
     if dicom.is_dicom(path):
         return dicom.read_dicom(path)
-    if ending_of(path) in PICTURES:
-        from vsuite.medical.data.pictures2d import read_picture
+    if ending_of(path) not in WITHOUT_GRID:
+        return nifti.read_image(path)
+    pixels = image_files.read_image(path)
+    _refuse_pages(path)
+    return Volume(np.ascontiguousarray(pixels.transpose(2, 1, 0), np.float32)[..., None], SHOWN.copy(), None, path)
 
-        return read_picture(path)
-    return nifti.read_image(path)
+
+def _refuse_pages(path: Path) -> None:
+    """TIFF files may hold a stack, of which the readers of pictures give the first page."""
+    if ending_of(path) not in (".tif", ".tiff"):
+        return
+    from PIL import Image
+
+    pages = 1  # where PIL cannot open the file
+    with contextlib.suppress(OSError, ValueError, SyntaxError), Image.open(path) as picture:
+        pages = getattr(picture, "n_frames", 1)
+    if pages > 1:
+        raise InputError(f"{path}: holds {pages} pages, where one picture is expected; write volumes as NIfTI")
 
 
 def _read_arrays(path: Path, name: str) -> NDArray[Any]:
@@ -158,7 +176,7 @@ def _read_arrays(path: Path, name: str) -> NDArray[Any]:
         raise InputError(f"{path}: no such file")
     try:
         found = _load_npz(path, name) if path.suffix == ".npz" else _load_h5(path, name)
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+    except (OSError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise InputError(f"{path}: cannot be read, not a file of arrays or damaged: {str(error).splitlines()[0]}") from error
     if found is None:
         raise InputError(f"{path}: holds no array {name!r}; image and label are expected")
@@ -197,6 +215,7 @@ def _picture_ids(path: Path) -> NDArray[Any]:
         raise InputError(f"{path}: no such file")
     from PIL import Image
 
+    _refuse_pages(path)
     try:
         with Image.open(path) as picture:
             mode, values = picture.mode, np.asarray(picture)

@@ -14,11 +14,10 @@ from numpy.typing import NDArray
 from vsuite.core.errors import InputError
 from vsuite.core.files import atomic_path
 from vsuite.core.images import files as image_files
-from vsuite.medical.data import dicom, nifti
+from vsuite.medical.data import dicom, files, nifti
 from vsuite.medical.data.dicom import Window
 from vsuite.medical.data.nifti import Volume, is_nifti
 
-SHOWN = np.diag([-1.0, -1.0, 1.0, 1.0])  # a picture without geometry: X to the patient's left, Y to the back, 1 mm
 PERCENTILES = (0.5, 99.5)  # of a volume's voxels: what becomes black and white
 
 
@@ -36,18 +35,14 @@ def read_picture(path: str | Path, *, window: Window | None = None, index: int |
         InputError: naming the file, for what cannot be read, and for one of several slices without an index.
     """
     path = Path(path)
-    if is_nifti(path):
-        volume = nifti.read_image(path)
-        if window is not None:
-            volume.array = dicom.windowed(volume.array, window)
-    elif dicom.is_dicom(path):
-        volume = dicom.read_dicom(path, window=window)
-    else:
-        if window is not None:
-            raise InputError(f"{path}: windows are for DICOM and NIfTI files, whose values have a unit")
-        pixels = image_files.read_image(path)
-        volume = Volume(np.ascontiguousarray(pixels.transpose(2, 1, 0), np.float32)[..., None], SHOWN.copy(), None, path)
-    return _slice(volume, index)
+    if dicom.is_dicom(path):
+        return _slice(dicom.read_dicom(path, window=window), index)
+    if window is not None and not is_nifti(path):
+        raise InputError(f"{path}: windows are for DICOM and NIfTI files, whose values have a unit")
+    volume = _slice(files.read_file(path), index)
+    if window is not None:
+        volume.array = dicom.windowed(volume.array, window)
+    return volume
 
 
 def _slice(volume: Volume, index: int | None) -> Volume:
@@ -66,13 +61,14 @@ def _slice(volume: Volume, index: int | None) -> Volume:
 def read_pixels(path: Path) -> NDArray[np.float32]:
     """A DICOM or NIfTI picture for the core: H, W, C from 0 to 1.
 
-    Grey values are seen through the window that a DICOM file recommends, else from the picture's least to its greatest.
+    Values are seen through the window that a DICOM file recommends, else from the picture's least to its greatest; colours of
+    DICOM as they are.
     """
     window = dicom.stored_window(path) if not is_nifti(path) else None
     array = read_picture(path, window=window).array[..., 0].transpose(2, 1, 0)
     if array.shape[2] not in (1, 3):
         raise InputError(f"{path}: holds {array.shape[2]} channels; 1 (grey) or 3 (RGB) are expected")
-    if array.shape[2] == 3:
+    if array.shape[2] == 3 and not is_nifti(path):
         return (array / np.float32(255 if array.max() <= 255 else 65535)).astype(np.float32)
     low, high = (0.0, 1.0) if window is not None else (float(array.min()), float(array.max()))
     return ((array - low) / max(high - low, 1e-12)).clip(0, 1).astype(np.float32)
@@ -95,5 +91,8 @@ def write_png(picture: NDArray[np.uint16] | NDArray[np.uint8], path: str | Path)
     """Writes H, W (grey) or H, W, 3 (RGB) as PNG, whole or not at all."""
     import cv2
 
+    done, data = cv2.imencode(".png", picture if picture.ndim == 2 else picture[..., ::-1])
+    if not done:
+        raise InputError(f"{path}: {picture.dtype} of the shape {picture.shape} cannot be written as PNG")
     with atomic_path(path) as temporary:
-        cv2.imwrite(str(temporary), picture if picture.ndim == 2 else picture[..., ::-1])
+        temporary.write_bytes(data.tobytes())  # opencv's own writing hides a full disk

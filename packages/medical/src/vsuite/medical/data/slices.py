@@ -11,10 +11,12 @@ import numpy as np
 
 from vsuite.core.errors import InputError
 from vsuite.core.files import write_text
-from vsuite.medical.data.datasets import Case, DatasetDescription, read_dataset
-from vsuite.medical.data.dicom import Window, is_dicom, read_series
-from vsuite.medical.data.nifti import Volume, is_nifti, read_image, read_label
+from vsuite.medical.data.datasets import Case, DatasetDescription, check_case, read_dataset
+from vsuite.medical.data.dicom import Window, is_series, read_series
+from vsuite.medical.data.files import stem_of
+from vsuite.medical.data.nifti import Volume, is_nifti, read_image
 from vsuite.medical.data.pictures2d import cut, write_png
+from vsuite.medical.data.splits import split_cases
 
 LABELS = "labels.csv"
 
@@ -25,7 +27,7 @@ def cut_dataset(
     """Cuts a segmentation data set into a multi-label classification data set: which structures does a slice show?
 
     Writes `images/CASE_z012.png` and `labels.csv` with the columns path, split, group (the volume) and one of 0 and 1 a structure.
-    Volumes, not slices, are divided between train and val.
+    Volumes, not slices, are divided between train and val, as `split_cases` does.
 
     Args:
         data: Decathlon or nnU-Net folder, or one of images/ and labels/.
@@ -39,23 +41,23 @@ def cut_dataset(
         The table.
 
     Raises:
-        InputError: for a data set that cannot be read, a folder that is not empty, and shares out of range.
+        InputError: for a data set or case that cannot be used, a folder that is not empty, and shares out of range.
     """
-    if not 0 <= fraction < 1 or not 0 < labelled <= 1:
-        raise InputError(f"the share that validates lies in [0, 1), the labelled one in (0, 1]; got {fraction} and {labelled}")
+    if not 0 < labelled <= 1:
+        raise InputError(f"the labelled share lies in (0, 1]; got {labelled}")
     description, out = read_dataset(data), _new_folder(out)
-    cases = [case for case in description.training if case.label is not None]
-    order = np.random.default_rng(seed).permutation(len(cases))
-    held = set(order[: round(fraction * len(cases))].tolist())
-    training = [index for index in order.tolist() if index not in held]
-    few = set(training[: max(1, round(labelled * len(training)))])
+    split = split_cases(description, fraction=fraction, seed=seed)
+    cases, held = description.training, set(split.val)
+    training = [cases[i].name for i in np.random.default_rng(seed).permutation(len(cases)) if cases[i].name not in held]
+    few = {*held, *training[: max(1, round(labelled * len(training)))]}
     structures = _structures(description)
     rows: list[list[str]] = []
     kept: list[list[str]] = []
-    for index, case in enumerate(cases):
-        found = [[*row[:1], "val" if index in held else "train", *row[1:]] for row in _cut_case(case, structures, out, window)]
+    for case in cases:
+        part = "val" if case.name in held else "train"
+        found = [[path, part, *row] for path, *row in _cut_case(case, description, structures, out, window)]
         rows += found
-        kept += found if index in held or index in few else []
+        kept += found if case.name in few else []
     header = ["path", "split", "group", *structures]
     _write_table(out / LABELS, header, rows)
     if labelled < 1:
@@ -66,15 +68,20 @@ def cut_dataset(
 def cut_folder(folder: str | Path, out: str | Path, *, window: Window | None = None) -> list[Path]:
     """Cuts all NIfTI volumes of a folder, or all DICOM series in its subfolders, into pictures `out/NAME_z012.png`.
 
+    Slices of one value are left out.
+
+    Args:
+        out: a new or empty folder. window: see `vsuite.medical.data.pictures2d.cut`.
+
     Raises:
-        InputError: for a folder that holds neither, and for files that cannot be read.
+        InputError: for a folder that holds neither or is not empty, and for files that cannot be read.
     """
-    written = []
+    out, written = _new_folder(out), []
     for name, volume in _volumes(Path(folder)):
         for z, picture in enumerate(cut(volume, window)):
             if picture.min() == picture.max():  # nothing to learn from
                 continue
-            path = Path(out) / f"{name}_z{z:03d}.png"
+            path = out / f"{name}_z{z:03d}.png"
             write_png(picture, path)
             written.append(path)
     return written
@@ -91,13 +98,13 @@ def _volumes(folder: Path) -> Iterator[tuple[str, Volume]]:
     if not files and not series:
         raise InputError(f"{folder}: holds no NIfTI files (.nii, .nii.gz) and no folders of DICOM series")
     for path in files:
-        yield path.name.split(".nii")[0], read_image(path)
+        yield stem_of(path), read_image(path)
     for path in series:
         yield path.name, read_series(path)
 
 
 def _series_folders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and sum(is_dicom(file) for file in path.iterdir()) > 1)
+    return sorted(path for path in folder.iterdir() if is_series(path))
 
 
 def _structures(description: DatasetDescription) -> dict[str, Sequence[int]]:
@@ -110,16 +117,16 @@ def _structures(description: DatasetDescription) -> dict[str, Sequence[int]]:
     return found
 
 
-def _cut_case(case: Case, structures: dict[str, Sequence[int]], out: Path, window: Window | None) -> Iterator[list[str]]:
+def _cut_case(
+    case: Case, description: DatasetDescription, structures: dict[str, Sequence[int]], out: Path, window: Window | None
+) -> Iterator[list[str]]:
     """Writes the pictures of a case; gives path, group and flags of each."""
-    assert case.label is not None
-    volume, label = read_image(case.images[0]), read_label(case.label).array[0]
-    if label.shape != volume.array.shape[1:]:
-        raise InputError(f"{case.label}: has {label.shape} voxels, and its image {volume.array.shape[1:]}")
+    volume, label = check_case(case, description)
+    assert label is not None
     for z, picture in enumerate(cut(volume, window)):
         name = f"images/{case.name}_z{z:03d}.png"
         write_png(picture, out / name)
-        yield [name, case.name, *(str(int(np.isin(label[:, :, z], ids).any())) for ids in structures.values())]
+        yield [name, case.name, *(str(int(np.isin(label.array[0, :, :, z], ids).any())) for ids in structures.values())]
 
 
 def _write_table(path: Path, header: list[str], rows: list[list[str]]) -> None:

@@ -146,6 +146,16 @@ def _locations(target: np.ndarray, plan: Plan) -> np.ndarray:
     return np.concatenate(rows).astype(np.int32) if rows else np.zeros((0, 4), np.int32)
 
 
+def check_augmentation(augmentation: AugmentationSettings, plan: Plan) -> None:
+    """Raises `InputError` for changes that cannot be made to the plan's patches, and that would silently be left out."""
+    sides = plan.patch_size
+    if augmentation.turn_probability > 0 and not (plan.is_2d and sides[1] == sides[2]):
+        raise InputError(f"augmentation.turn_probability: square slices can be turned; the patch is {' x '.join(map(str, sides))}")
+    unknown_to_zoom = [name for name in ("scale_probability", "elastic_probability") if getattr(augmentation, name) > 0]
+    if plan.zoom_slices and unknown_to_zoom:
+        raise InputError(f"augmentation.{unknown_to_zoom[0]}: not with plan.zoom_slices, which takes whole slices; set it to 0")
+
+
 class TrainingData:
     """Random augmented patches of training cases.
 
@@ -162,6 +172,7 @@ class TrainingData:
     def __init__(self, cases: Sequence[Case], plan: Plan, augmentation: AugmentationSettings, store: CaseStore | str | Path) -> None:
         if not cases:
             raise InputError("there are no training cases")
+        check_augmentation(augmentation, plan)
         self.cases, self.plan, self.augmentation = list(cases), plan, augmentation
         self.store = store if isinstance(store, CaseStore) else CaseStore(store, plan)
         self._voxels: VoxelAugmentation | None = None

@@ -19,7 +19,7 @@ from torch import nn
 
 from vsuite.core import InputError, save_weights
 from vsuite.core.weights import find_weights, read_metadata
-from vsuite.medical.export.contract import Contract, contract_of, write_contract
+from vsuite.medical.export.contract import Contract, contract_of
 from vsuite.medical.export.source import model_and_plan
 from vsuite.medical.inference.predictor import Source
 from vsuite.medical.plan import Plan
@@ -89,26 +89,54 @@ def export_bundle(
     out = Path(out_dir).absolute()
     if facts is None:
         facts = BundleFacts() if isinstance(weights, tuple) else facts_of(read_metadata(find_weights(weights)))
-    if not re.fullmatch(r"\d+\.\d+\.\d+([-+][0-9A-Za-z.+-]+)?", facts.version):
-        raise InputError(f"version must be semantic, such as 1.0.0; got {facts.version!r}")
     model, plan = model_and_plan(weights)
     contract = contract_of(model, plan, overlap=overlap, blend=blend)
     metadata = _metadata(plan, contract, facts, facts.name or out.name)
-    _refuse_code(metadata)
+    files = {
+        "configs/plan.json": plan.model_dump_json(indent=2) + "\n",
+        "docs/README.md": _readme(metadata, plan, contract, facts),
+        "docs/contract.json": contract.model_dump_json(indent=2) + "\n",
+    }
+    write_bundle(out, model, metadata, _inference(model, plan, overlap, blend), files, facts, overwrite=overwrite)
+    return out
+
+
+def write_bundle(
+    out: Path,
+    model: nn.Module,
+    metadata: dict[str, Any],
+    inference: dict[str, Any],
+    files: Mapping[str, str],
+    facts: BundleFacts,
+    *,
+    overwrite: bool,
+) -> None:
+    """Writes a bundle's folder, whole or not at all, with what all bundles have in common.
+
+    Args:
+        metadata, inference: contents of the JSON files of these names; see `common_metadata` and `template`.
+        files: path inside the bundle -> text, of all else.
+
+    Raises:
+        InputError: for a folder that is not empty, a version that is not semantic, and texts that MONAI would take for code.
+    """
+    if not re.fullmatch(r"\d+\.\d+\.\d+([-+][0-9A-Za-z.+-]+)?", facts.version):
+        raise InputError(f"version must be semantic, such as 1.0.0; got {facts.version!r}")
+    _refuse_code([metadata, inference["network_def"]])
+    common = {
+        "LICENSE": template("LICENSE"),
+        "configs/meta_schema.json": template("meta_schema.json"),
+        "configs/logging.conf": template("logging.conf"),
+        "configs/metadata.json": _json(metadata),
+        "configs/inference.json": _json(inference),
+        "docs/data_license.txt": facts.data_licence.strip() + "\n",
+    }
     with _folder(out, overwrite=overwrite) as root:
         for folder in ("configs", "models", "docs"):
             (root / folder).mkdir()
-        (root / "LICENSE").write_text(_template("LICENSE"), encoding="utf-8")
-        (root / "configs" / "meta_schema.json").write_text(_template("meta_schema.json"), encoding="utf-8")
-        (root / "configs" / "logging.conf").write_text(_template("logging.conf"), encoding="utf-8")
-        (root / "configs" / "plan.json").write_text(plan.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        _write_json(root / "configs" / "metadata.json", metadata)
-        _write_json(root / "configs" / "inference.json", _inference(model, plan, overlap, blend))
-        (root / "docs" / "README.md").write_text(_readme(metadata, plan, contract, facts), encoding="utf-8")
-        (root / "docs" / "data_license.txt").write_text(facts.data_licence.strip() + "\n", encoding="utf-8")
-        write_contract(contract, root / "docs" / "contract.json")
+        for name, text in (common | dict(files)).items():
+            (root / name).write_text(text, encoding="utf-8")
         save_weights(model, root / "models" / "model.pt")
-    return out
 
 
 def facts_of(metadata: Mapping[str, Any]) -> BundleFacts:
@@ -152,16 +180,17 @@ def _folder(out: Path, *, overwrite: bool) -> Iterator[Path]:
         shutil.rmtree(building, ignore_errors=True)
 
 
-def _template(name: str) -> str:
+def template(name: str) -> str:
+    """The text of one of the files that bundles are made from: LICENSE, README.md, inference.json, ..."""
     return (importlib.resources.files("vsuite.medical.export") / "templates" / name).read_text(encoding="utf-8")
 
 
-def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+def _json(content: Any) -> str:
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
 def _inference(model: nn.Module, plan: Plan, overlap: float, blend: str) -> dict[str, Any]:
-    config = json.loads(_template("inference.json"))
+    config = json.loads(template("inference.json"))
     built_from = getattr(model, "built_from", {})
     options = built_from.get("options", plan.options)
     config["network_def"] = {"_target_": "vsuite.core.create_model", "name": built_from.get("model", plan.model), **options}
@@ -173,7 +202,6 @@ def _metadata(plan: Plan, contract: Contract, facts: BundleFacts, name: str) -> 
     structures = ", ".join(plan.foreground)
     dataset = plan.dataset or facts.data_source or "data that the exporter does not name"
     classes = [f"{c.index}: {c.name}" for c in contract.output.classes]
-    packages = ("vsuite-medical", "vsuite-core", "nibabel", "scipy", "safetensors", "pytorch-ignite")
     ct = all(rule.kind == "ct" for rule in plan.normalisation)
     image = {
         "type": "image",
@@ -191,6 +219,22 @@ def _metadata(plan: Plan, contract: Contract, facts: BundleFacts, name: str) -> 
         "num_channels": plan.num_outputs,
         "channel_def": {str(c.index): c.name for c in contract.output.classes},
     }
+    return common_metadata(facts, ("nibabel", "scipy")) | {
+        "name": name,
+        "task": facts.task or f"{'2D' if plan.is_2d else '3D'} segmentation: {structures}",
+        "description": facts.description or f"Segmentation of {structures} with {contract.model}, trained on {dataset}.",
+        "data_source": facts.data_source or dataset,
+        "data_type": "nifti",
+        "image_classes": f"{len(plan.channels)} channel(s): {', '.join(plan.channels)}",
+        "label_classes": ", ".join(f"{ids}: {label}" for label, ids in plan.labels.items()),
+        "pred_classes": f"logits for {contract.output.activation}: {', '.join(classes)}",
+        "network_data_format": {"inputs": {"image": image}, "outputs": {"pred": pred}},
+    }
+
+
+def common_metadata(facts: BundleFacts, packages: Sequence[str]) -> dict[str, Any]:
+    """The part of a bundle's metadata that does not depend on the kind of model; `packages` are needed beside those that all need."""
+    packages = ("vsuite-medical", "vsuite-core", "safetensors", "pytorch-ignite", *packages)
     return {
         "schema": SCHEMA,
         "version": facts.version,
@@ -199,19 +243,10 @@ def _metadata(plan: Plan, contract: Contract, facts: BundleFacts, name: str) -> 
         "pytorch_version": _version("torch").split("+")[0],
         "numpy_version": _version("numpy"),
         "required_packages_version": {package: _version(package) for package in packages},
-        "name": name,
-        "task": facts.task or f"{'2D' if plan.is_2d else '3D'} segmentation: {structures}",
-        "description": facts.description or f"Segmentation of {structures} with {contract.model}, trained on {dataset}.",
         "authors": facts.authors,
         "copyright": facts.copyright,
-        "data_source": facts.data_source or dataset,
-        "data_type": "nifti",
-        "image_classes": f"{len(plan.channels)} channel(s): {', '.join(plan.channels)}",
-        "label_classes": ", ".join(f"{ids}: {label}" for label, ids in plan.labels.items()),
-        "pred_classes": f"logits for {contract.output.activation}: {', '.join(classes)}",
         "intended_use": facts.intended_use,
         "references": list(facts.references),
-        "network_data_format": {"inputs": {"image": image}, "outputs": {"pred": pred}},
     }
 
 
@@ -254,4 +289,4 @@ def _readme(metadata: dict[str, Any], plan: Plan, contract: Contract, facts: Bun
         "blend": contract.windows.blending,
         "input_shape": str([1, len(plan.channels), *contract.input.sides]).replace(" ", ""),
     }
-    return Template(_template("README.md")).substitute(values)
+    return Template(template("README.md")).substitute(values)

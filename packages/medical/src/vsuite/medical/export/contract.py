@@ -186,7 +186,7 @@ def contract_of(model: nn.Module, plan: Plan, *, overlap: float = 0.5, blend: Li
     )
 
 
-def write_contract(contract: Contract, path: Path) -> None:
+def write_contract(contract: BaseModel, path: Path) -> None:
     """Writes the contract as readable JSON, atomically."""
     write_text(path, contract.model_dump_json(indent=2) + "\n")
 

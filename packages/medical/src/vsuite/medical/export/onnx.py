@@ -6,12 +6,13 @@ ONNX and TorchScript files are compared with the network before they appear unde
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pydantic import BaseModel
 from torch import Tensor, nn
 
 from vsuite.core import InputError, optimize_for_inference, save_weights
@@ -72,7 +73,7 @@ def export_onnx(
             from the network's by more than `TOLERANCE`; nothing is left behind then.
     """
     require_onnx("vsuite-medical")
-    path = _checked(out_path, (".onnx",))
+    path = checked_path(out_path, (".onnx",))
     if batch is not None and batch < 1:
         raise InputError(f"batch must be 1 or more; got {batch}")
     model, contract = _prepare(weights, window, overlap, blend)
@@ -83,12 +84,31 @@ def export_onnx(
     # Every free axis has a name of its own; those of the size are found by the exporter, which knows what they must divide into.
     size_axes = dict.fromkeys((2, 3, 4), torch.export.Dim.AUTO) if dynamic_size else {}
     axes: dict[int, Any] = size_axes | ({0: torch.export.Dim("batch", min=1)} if batch is None else {})
+    inputs = [_random(count, contract) for count in ([1, 3] if batch is None else [batch])]
+    if dynamic_size:
+        inputs.append(_random(batch or 1, contract, (96, 64, 80)))
+    return write_onnx(model, contract, path, example, axes, inputs)
+
+
+def write_onnx(
+    model: nn.Module, contract: BaseModel, path: Path, example: Tensor, axes: Mapping[int, Any], inputs: Sequence[Tensor]
+) -> Exported:
+    """Writes a network as ONNX (`image` -> `pred`), with its contract inside and beside it, once it agrees with the network.
+
+    Args:
+        contract: what a deployment has to know.
+        example: an input to trace with. axes: those of it that are free, as `torch.export` takes them.
+        inputs: what the file is compared with the network on.
+
+    Raises:
+        InputError: if torch cannot export the network, or the logits differ by more than `TOLERANCE`; nothing is written then.
+    """
     with quiet_exporter(), torch.no_grad():
         program = torch.onnx.export(
             optimize_for_inference(model),
             (example,),
             dynamo=True,
-            dynamic_shapes=(axes,) if axes else None,
+            dynamic_shapes=(dict(axes),) if axes else None,
             input_names=["image"],
             output_names=["pred"],
             verbose=False,
@@ -98,9 +118,6 @@ def export_onnx(
     program.model.metadata_props["contract"] = contract.model_dump_json()
     with atomic_path(path) as temporary:
         program.save(temporary)
-        inputs = [_random(count, contract) for count in ([1, 3] if batch is None else [batch])]
-        if dynamic_size:
-            inputs.append(_random(batch or 1, contract, (96, 64, 80)))
         difference, largest = _compare(model, _onnx_runner(temporary), inputs, path)
     return Exported(path, _write_contract(contract, path), difference, largest)
 
@@ -124,7 +141,7 @@ def export_torchscript(
     Raises:
         InputError: as `export_onnx`.
     """
-    path = _checked(out_path, (".ts", ".pt"))
+    path = checked_path(out_path, (".ts", ".pt"))
     model, contract = _prepare(weights, window, overlap, blend)
     with quiet_exporter(), torch.no_grad():
         traced = torch.jit.trace(optimize_for_inference(model), _random(2, contract), check_trace=False)
@@ -144,7 +161,7 @@ def export_published(weights: Source, out_path: str | Path) -> Exported:
         weights: see `model_and_plan`.
         out_path: ends in .bin, .pth, .pt or .safetensors.
     """
-    path = _checked(out_path, (".bin", ".pth", ".pt", ".safetensors"))
+    path = checked_path(out_path, (".bin", ".pth", ".pt", ".safetensors"))
     model, contract = _prepare(weights, None, 0.5, "gaussian")
     save_weights(model, path, published=True)
     return Exported(path, _write_contract(contract, path))
@@ -173,14 +190,15 @@ def contract_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.json")
 
 
-def _checked(out_path: str | Path, suffixes: Sequence[str]) -> Path:
+def checked_path(out_path: str | Path, suffixes: Sequence[str]) -> Path:
+    """The path, if it ends as it must; else `InputError`."""
     path = Path(out_path)
     if path.suffix not in suffixes:
         raise InputError(f"{path}: must end in {' or '.join(suffixes)}")
     return path
 
 
-def _write_contract(contract: Contract, path: Path) -> Path:
+def _write_contract(contract: BaseModel, path: Path) -> Path:
     write_contract(contract, contract_path(path))
     return contract_path(path)
 

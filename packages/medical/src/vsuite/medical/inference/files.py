@@ -14,6 +14,7 @@ from typing import Any
 from vsuite.core.errors import InputError
 from vsuite.core.files import write_text
 from vsuite.medical.data.datasets import Case
+from vsuite.medical.data.dicom import is_series
 from vsuite.medical.data.files import ENDINGS, ending_of, is_image, label_ending, read_grid, stem_of
 from vsuite.medical.data.labels import first_items
 from vsuite.medical.inference.predictor import Predictor
@@ -26,7 +27,8 @@ def find_cases(inputs: str | Path | Sequence[str | Path], plan: Plan) -> list[Ca
     """The cases in files and folders, sorted by name.
 
     Files named `case_0000.nii.gz`, `case_0001.nii.gz`, ... are the channels of one case; any other is a case of its own
-    (4D with the channels last where the plan has several). The `._*` companions that macOS leaves are passed over.
+    (4D with the channels last where the plan has several). A folder of a DICOM series is one volume. The `._*` companions that
+    macOS leaves are passed over.
 
     Args:
         inputs: a file, a folder (without its subfolders), or a list of these.
@@ -39,7 +41,8 @@ def find_cases(inputs: str | Path | Sequence[str | Path], plan: Plan) -> list[Ca
     for path in given:
         if not path.exists():
             raise InputError(f"{path}: no such file or folder")
-        found = sorted(p for p in path.iterdir() if is_image(p)) if path.is_dir() else [path]
+        whole = path.is_file() or is_series(path)
+        found = [path] if whole else sorted(p for p in path.iterdir() if is_image(p))
         if not found:
             raise InputError(f"{path}: holds no images ({', '.join(ENDINGS)})")
         endings = {ending_of(p) for p in found}

@@ -48,14 +48,11 @@ def stream_slices(
         volume: C, D, H, W; slices lie along D.
         progress: called with the slices done and the number of slices.
     """
-    slices = volume.transpose(0, 1).numpy()
-    size, target = slices.shape[2:], (image_size, image_size)
-    exact, done = torch.device(device).type == "cpu", 0
-    for batch in _zoomed(slices, target, batch_size, num_threads) if exact else _batches(slices, batch_size):
-        x = torch.from_numpy(batch).to(device)
-        logits = network(x if exact else _zoom_by_matrices(x, target))
+    slices, done = volume.transpose(0, 1).numpy(), 0
+    size, exact = slices.shape[2:], torch.device(device).type == "cpu"
+    for logits in _small_logits(network, slices, image_size, device, batch_size, exact, num_threads):
         rows, columns = (torch.from_numpy(_nearest(old, new)).to(device) for old, new in zip(logits.shape[2:], size, strict=True))
-        done += len(batch)
+        done += len(logits)
         if progress is not None:
             progress(done, len(slices))
         yield logits.index_select(2, rows).index_select(3, columns).transpose(0, 1)
@@ -106,15 +103,21 @@ def predict_slices(
         raise InputError(f"batch_size and num_threads must be 1 or more; got {batch_size} and {num_threads}")
     channels = volume[None] if volume.ndim == 3 else volume
     slices = np.moveaxis(channels, 0, 1).astype(np.float32, copy=False)  # D, C, H, W
-    size, target = slices.shape[2:], (image_size, image_size)
-    batches = _zoomed(slices, target, batch_size, num_threads) if exact_zoom else _batches(slices, batch_size)
     labels = []
-    for batch in batches:
-        x = torch.from_numpy(batch).to(device)
-        logits = network(x if exact_zoom else _zoom_by_matrices(x, target))
+    for logits in _small_logits(network, slices, image_size, device, batch_size, exact_zoom, num_threads):
         found = logits.argmax(1).cpu().numpy().astype(np.min_scalar_type(logits.shape[1] - 1))
-        labels.append(zoom_labels(found, size))
+        labels.append(zoom_labels(found, slices.shape[2:]))
     return np.concatenate(labels)
+
+
+def _small_logits(
+    network: Network, slices: FloatArray, image_size: int, device: torch.device | str, batch_size: int, exact: bool, num_threads: int
+) -> Iterator[Tensor]:
+    """The network's own logits B, K, h, w of slices N, C, H, W, a batch at a time."""
+    size = (image_size, image_size)
+    for batch in _zoomed(slices, size, batch_size, num_threads) if exact else _batches(slices, batch_size):
+        x = torch.from_numpy(batch).to(device)
+        yield network(x if exact else _zoom_by_matrices(x, size))
 
 
 def _batches(slices: FloatArray, batch_size: int) -> Iterator[FloatArray]:

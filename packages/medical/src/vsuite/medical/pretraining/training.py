@@ -29,7 +29,7 @@ from vsuite.core.training import train as run_training
 from vsuite.core.training.processes import first_alone, from_all, process_group
 from vsuite.core.training.settings import MAY_CHANGE
 from vsuite.core.training.start import start_from
-from vsuite.medical.classification.datasets import TABLE, read_dataset
+from vsuite.medical.classification.datasets import holds_chestxray14, read_dataset
 from vsuite.medical.data.slices import cut_folder, holds_volumes
 from vsuite.medical.models.mae import MaskedAutoencoder, patchify, unpatchify
 
@@ -161,10 +161,7 @@ def side_of(settings: PretrainingSettings) -> int:
 
 def patch_of(settings: PretrainingSettings) -> int:
     """Side of a patch in pixels."""
-    import inspect
-
-    chosen = settings.options.get("patch_size")
-    return int(chosen or inspect.signature(model_info(settings.model).builder).parameters["patch_size"].default)
+    return int({**model_info(settings.model).options, **settings.options}["patch_size"])
 
 
 def list_recipes() -> list[str]:
@@ -260,12 +257,12 @@ def read_pictures(source: str | Path, prepared: Path | None = None) -> ImageData
         InputError: for what does not exist or holds no pictures.
     """
     path = Path(source)
-    if path.suffix.lower() == ".csv" or (path.is_dir() and any(path.glob(TABLE))):
+    if path.suffix.lower() == ".csv" or holds_chestxray14(path):
         found = read_dataset(path).splits
         splits = {split: [_unlabelled(sample) for sample in samples] for split, samples in found.items() if split != "test"}
         return ImageDataset(path, [], True, splits)
-    cut = prepared is not None and prepared.is_dir()
-    samples = find_images([prepared if cut and prepared is not None else path])
+    cut = prepared if prepared is not None and prepared.is_dir() else None
+    samples = find_images([cut or path])
     grouped = [Sample(s.name, s.image, (), Path(s.name).name.rpartition("_z")[0] if cut else "") for s in samples]
     return ImageDataset(path, [], True, {ALL: grouped})
 
