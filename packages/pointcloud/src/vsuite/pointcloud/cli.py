@@ -13,7 +13,9 @@ from vsuite.core.errors import InputError
 
 app = new_app("vsuite-pointcloud", "Point clouds: boxes in lidar sweeps, classes and parts of shapes, and a viewer.")
 
-Weights = Annotated[str, typer.Option("--weights", help="File of weights that train saved, or a run folder.")]
+Weights = Annotated[
+    str | None, typer.Option("--weights", help="File of weights, a run folder, or a name [default: those of the package for the task].")
+]
 Inputs = Annotated[list[str], typer.Argument(metavar="INPUTS...", help='Files, folders, or "patterns/*.bin".')]
 Columns = Annotated[
     str | None, typer.Option("--columns", help='Names of the columns of files that do not name them, such as "x,y,z,intensity".')
@@ -60,7 +62,7 @@ def train(
 @app.command()
 def predict(
     inputs: Inputs,
-    weights: Weights,
+    weights: Weights = None,
     task: Annotated[
         Literal["detect", "classify", "parts"] | None, typer.Option("--task", help="What the weights are for [default: as they say].")
     ] = None,
@@ -99,7 +101,7 @@ def predict(
 def evaluate(
     data: Annotated[Path, typer.Option("--data", help="Folder of a data set with labels.")],
     predictions: Annotated[Path | None, typer.Argument(help="A boxes.json (or a folder of KITTI results), in place of --weights.")] = None,
-    weights: options.Weights = None,
+    weights: Weights = None,
     task: Annotated[Literal["detect", "classify", "parts"] | None, typer.Option("--task", help="[default: as the weights say]")] = None,
     split: Annotated[str | None, typer.Option("--split", help="train, val or test [default: val, else test, else everything].")] = None,
     metrics: Annotated[str, typer.Option("--metrics", help="Of boxes, with commas between: waymo, kitti, nuscenes.")] = "waymo",
@@ -118,13 +120,12 @@ def evaluate(
 
     overlaps = {name: float(value) for name, value in options.parse_set(overlap).items()} or None
     counted: dict[str, Any] = {"split": split, "metrics": _listed(metrics), "overlaps": overlaps, "classes": _names(classes)}
-    if (predictions is None) == (weights is None):
+    if predictions is not None and weights is not None:
         raise InputError("give either --weights or a file of predictions")
-    if weights is not None:
-        found = evaluation.judge_model(weights, data, task=task, votes=votes, device=device, **counted)
-    else:
-        assert predictions is not None
+    if predictions is not None:
         found = evaluation.judge_predictions(predictions, data, **counted)
+    else:
+        found = evaluation.judge_model(weights, data, task=task, votes=votes, device=device, **counted)
     evaluation.print_evaluation(found, {"band": "all"})
     evaluation.write_evaluation(found, out, data=str(data), weights=weights, votes=votes)
     typer.echo(f"files in {out}")
@@ -190,22 +191,24 @@ def simulate(
 @app.command()
 def export(
     out: Annotated[Path, typer.Option("--out", help="File to write: .onnx; or .pth or .safetensors with --published.")],
-    weights: Weights,
+    weights: Weights = None,
     published: Annotated[bool, typer.Option("--published", help="The authors' layout, for other programs, in place of ONNX.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
 ) -> None:
     """Export as ONNX, checked with onnxruntime, or in the authors' layout."""
     from vsuite.pointcloud import export as exports
+    from vsuite.pointcloud.inference import shipped
 
     if out.exists() and not overwrite:
         raise InputError(f"{out}: exists; --overwrite replaces it")
-    typer.echo(exports.export_published(weights, out) if published else exports.export_onnx(weights, out))
+    source = weights or shipped(None)
+    typer.echo(exports.export_published(source, out) if published else exports.export_onnx(source, out))
 
 
 @app.command()
 def demo(
     out: options.Out = Path("demo"),
-    detector: Annotated[str | None, typer.Option("--detector", help="Weights of a detector to try on the streets.")] = None,
+    detector: Annotated[str | None, typer.Option("--detector", help="Weights of a detector [default: those of the package].")] = None,
     classifier: Annotated[str | None, typer.Option("--classifier", help="Weights of a classifier to try on the solids.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier demo.")] = False,
     seed: options.Seed = 7,

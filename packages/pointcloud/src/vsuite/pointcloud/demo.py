@@ -13,7 +13,7 @@ from vsuite.core.errors import InputError
 from vsuite.core.files import atomic_path
 from vsuite.pointcloud.batch import counts_of, scene_of
 from vsuite.pointcloud.data import boxes_io
-from vsuite.pointcloud.data.boxes_io import NOTHING, Boxes
+from vsuite.pointcloud.data.boxes_io import Boxes
 from vsuite.pointcloud.data.clouds import PointCloud
 from vsuite.pointcloud.evaluation import Evaluation, evaluate_boxes, evaluate_classes, found_of, print_evaluation, write_evaluation
 from vsuite.pointcloud.inference import Predictor, named
@@ -23,6 +23,7 @@ FRAMES = 6
 SHAPES = 64
 SHOWN = 16
 PAGE = "streets.html"
+THRESHOLD = 0.3  # score of the boxes that are shown
 
 
 def run_demo(
@@ -34,12 +35,12 @@ def run_demo(
     seed: int = 7,
     say: Callable[[str], None] = print,
 ) -> None:
-    """Simulates streets and solids, and shows them; with models, also what these make of them, and how good that is.
+    """Simulates streets and solids, shows them, finds boxes in the streets, and says how good these are.
 
     Args:
-        out: gets `streets.html` (sweeps with their boxes in 3D), a picture of each sweep, one of some solids, and with models
-            `boxes.json` and `metrics.json`.
-        detector, classifier: weights that `vsuite-pointcloud train` saved.
+        out: gets `streets.html` (sweeps with their boxes in 3D), `boxes.json`, tables in `streets/`, a picture of each sweep and one
+            of some solids.
+        detector: weights; None takes those that come with the package. classifier: weights to name the solids with, or None.
         overwrite: replace an earlier demo.
         seed: of the streets and solids.
     """
@@ -48,7 +49,7 @@ def run_demo(
         raise InputError(f"{out}: holds an earlier demo; --overwrite replaces it")
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: is a file; the demo needs a folder")
-    finder = None if detector is None else Predictor(detector, task="detect", device="cpu")
+    finder = Predictor(detector, task="detect", device="cpu")
     namer = None if classifier is None else Predictor(classifier, task="classify", device="cpu")
     say(f"1/2 simulating {FRAMES} streets")
     _streets(finder, out, seed, say)
@@ -57,25 +58,24 @@ def run_demo(
     say(f"{time.monotonic() - began:.0f} s; the streets in 3D: {out / PAGE}")
 
 
-def _streets(detector: Predictor | None, out: Path, seed: int, say: Callable[[str], None]) -> None:
+def _streets(detector: Predictor, out: Path, seed: int, say: Callable[[str], None]) -> None:
     from vsuite.pointcloud.simulate.frames import simulate_sweep
     from vsuite.pointcloud.viewer import save_page, save_picture
 
     scenes, pairs, frames = [], [], {}
     for index in range(FRAMES):
-        sweep = simulate_sweep(np.random.default_rng([seed, 0, index]), "hdl32", classes={"Van": "Car", "Truck": None})
+        sweep = simulate_sweep(np.random.default_rng([seed, 0, index]), "hdl64", classes={"Van": "Car", "Truck": None})
         cloud, name = PointCloud(sweep.points[:, :3], {"intensity": sweep.points[:, 3]}), f"street_{index}"
-        truth, found = Boxes(sweep.boxes, sweep.names, np.ones(len(sweep.boxes), np.float32)), NOTHING
-        if detector is not None:
-            found = frames[name] = named(detector.detect(cloud), detector.note.classes)
-            pairs.append((Truths(sweep.boxes, sweep.names, num_points=sweep.num_points), found_of(found)))
-        say(f"    {name}: {len(cloud)} points; {counts_of(sweep.names)}" + (f"; found {counts_of(found.names)}" if detector else ""))
+        truth = Boxes(sweep.boxes, sweep.names, np.ones(len(sweep.boxes), np.float32))
+        found = frames[name] = named(detector.detect(cloud), detector.note.classes)
+        pairs.append((Truths(sweep.boxes, sweep.names, num_points=sweep.num_points), found_of(found)))
+        sure = [label for label, score in zip(found.names, found.scores.tolist(), strict=True) if score >= THRESHOLD]
+        say(f"    {name}: {len(cloud)} points; {counts_of(sweep.names)}; found {counts_of(sure)}")
         scenes.append(scene_of(name, cloud, found, truth))
-        save_picture(scenes[-1], out / f"{name}.png", threshold=0.3, view="top")
-    save_page(scenes, out / PAGE, threshold=0.3, title="Simulated streets")
-    if pairs:
-        boxes_io.write_json(out / "boxes.json", frames)
-        _report(evaluate_boxes(pairs, ["waymo"]), out / "streets")
+        save_picture(scenes[-1], out / f"{name}.png", threshold=THRESHOLD, view="top")
+    save_page(scenes, out / PAGE, threshold=THRESHOLD, title="Simulated streets")
+    boxes_io.write_json(out / "boxes.json", frames)
+    _report(evaluate_boxes(pairs, ["waymo"], {"Car": 0.5, "Pedestrian": 0.3, "Cyclist": 0.3}), out / "streets")
 
 
 def _report(found: Evaluation, folder: Path) -> None:

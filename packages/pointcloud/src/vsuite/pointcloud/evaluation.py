@@ -173,7 +173,7 @@ def _finite(value: Any) -> Any:
 
 
 def judge_model(
-    weights: str | Path,
+    weights: str | Path | None,
     data: str | Path,
     *,
     task: Task | None = None,
@@ -187,7 +187,7 @@ def judge_model(
     """A model's answers to a data set, compared with its labels.
 
     Args:
-        weights: file or run folder.
+        weights: see `Predictor`.
         split: of the data set; None takes val, else test, else everything.
         metrics, overlaps: see `evaluate_boxes`. classes: which count; None takes those that the model knows.
         votes: scaled copies that vote on each shape; see `vsuite.pointcloud.voting`.

@@ -29,6 +29,7 @@ from vsuite.pointcloud.voting import vote
 
 Precision = Literal["fp32", "bf16", "fp16"]
 NOTE = "pointcloud"  # key of the note in a weights file
+SHIPPED: dict[Task, str] = {"detect": "flatformer_streets"}  # weights that come with the package
 
 
 class ModelNote(BaseModel):
@@ -113,6 +114,14 @@ def load_model(source: str | Path) -> tuple[nn.Module, ModelNote]:
         raise InputError(f"{path}: its note on the classes is damaged: {error.errors()[0]['msg']}") from error
 
 
+def shipped(task: Task | None) -> str:
+    """The name of the weights that come with the package for a task; raises `InputError` where there are none."""
+    name = SHIPPED.get(task or "detect")
+    if name is None:
+        raise InputError(f"no weights for the task {task!r} come with the package: name some (--weights); there are {', '.join(SHIPPED)}")
+    return name
+
+
 def named(found: Detections, classes: Sequence[str]) -> Boxes:
     """A model's detections with the names of their classes."""
     return Boxes(found.boxes.numpy(), [classes[label] for label in found.labels.tolist()], found.scores.numpy())
@@ -122,8 +131,9 @@ class Predictor:
     """A model kept in memory for any number of clouds.
 
     Args:
-        source: weights that `vsuite-pointcloud train` saved, or a run folder.
-        task: what the weights must be for; None accepts any.
+        source: weights that `vsuite-pointcloud train` saved, a run folder, or the name of shipped weights; None takes those that
+            come with the package for the task.
+        task: what the weights must be for; None accepts any, and is "detect" where no weights are named.
         device: "cpu", "cuda" or "cuda:N"; "auto" or None takes a GPU where there is one.
         precision: "fp32", or "bf16" / "fp16" for autocast.
 
@@ -133,7 +143,7 @@ class Predictor:
 
     def __init__(
         self,
-        source: str | Path,
+        source: str | Path | None = None,
         *,
         task: Task | None = None,
         device: str | torch.device | None = None,
@@ -141,7 +151,7 @@ class Predictor:
     ) -> None:
         if precision not in get_args(Precision):
             raise unknown("precision", precision, get_args(Precision))
-        self.source = str(source)
+        self.source = str(source or shipped(task))
         network, self.note = load_model(self.source)
         if task is not None and task != self.note.task:
             raise InputError(f"{self.source}: is for the task {self.note.task!r}, not {task!r}")

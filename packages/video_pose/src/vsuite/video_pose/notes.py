@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import pydantic
 from torch import nn
@@ -23,7 +23,10 @@ def task_of(source: str | Path) -> TaskName:
     Raises:
         InputError: for files that are no weights, or that nothing of this package has saved.
     """
-    return _content(find_weights(source))["task"]
+    found = _content(find_weights(source))["task"]
+    if found not in get_args(TaskName):
+        raise InputError(f"{source}: is for the task {found!r}; this package knows {', '.join(get_args(TaskName))}")
+    return found
 
 
 def load_model(source: str | Path, task: TaskName, note: type[Note]) -> tuple[nn.Module, Note]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -387,12 +388,15 @@ def _published(*values: float) -> tuple[PublishedResult, ...]:
     return tuple(PublishedResult("Waymo validation", name, value, "%") for name, value in zip(names, values, strict=True))
 
 
+# Trained on simulated streets; see the card beside it.
+SHIPPED = {"flatformer_streets": Path(__file__).parents[1] / "weights" / "flatformer_streets.safetensors"}
 VARIANTS = {
     "flatformer": Variant(
         options={},
         summary="FlatFormer for one sweep (D1_2x; D5_1x is the same trained on a fifth of the data), 2,268,110 parameters.",
         published=_published(76.1, 73.4, 69.7, 67.2, 69.0, 68.6, 71.5, 65.3, 68.6, 67.5),
         input_size=(20000, 5),
+        weights=SHIPPED,
     ),
     "flatformer_2sweeps": Variant(
         options={},

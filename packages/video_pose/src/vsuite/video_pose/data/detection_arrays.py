@@ -3,37 +3,36 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vsuite.core.errors import InputError
-from vsuite.video_pose.data.detection_files import Array, Detections, Found, in_order, layout_of
+from vsuite.video_pose.data.arrays import read_npy
+from vsuite.video_pose.data.detection_files import Array, Detections, Found, layout_of, video_of
 from vsuite.video_pose.data.objects import read_objects
+from vsuite.video_pose.outcome import file_name
 from vsuite.video_pose.skeletons import SKELETONS
 
 # What VideoPose3D's metadata call the layouts.
 VIDEOPOSE3D = {"coco": "coco17", "h36m": "h36m17"}
-MOST_VALUES = 200_000_000
 
 
 def read_arrays(path: Path, layout: str | None, sort: bool) -> list[Detections]:
     """The videos of a `.npz`, `.npy` or `.csv`; see `vsuite.video_pose.data.detections.read_detections`."""
     if path.suffix == ".csv":
         return [_read_csv(path, layout, sort)]
-    if path.suffix == ".npy":
-        try:
-            content: dict[str, Any] = {"poses_2d": np.load(path, allow_pickle=False)}
-        except (OSError, ValueError, EOFError) as error:
-            raise InputError(f"{path}: cannot be read as an array: {' '.join(str(error).split())}") from error
-    else:
-        content = read_objects(path)
-    if "positions_2d" in content:
-        return _read_videopose3d(path, content, layout)
-    if "boxes" in content and "keypoints" in content:
-        return [_read_detectron2(path, content, layout)]
+    content = {"poses_2d": read_npy(path)} if path.suffix == ".npy" else read_objects(path)
+    try:
+        if "positions_2d" in content:
+            return _read_videopose3d(path, content, layout)
+        if "boxes" in content and "keypoints" in content:
+            return [_read_detectron2(path, content, layout)]
+    except (TypeError, AttributeError) as error:  # what should hold something, and holds nothing
+        raise InputError(f"{path}: is not as VideoPose3D or its Detectron2 script writes it: {error}") from error
     return [_read_plain(path, content, layout)]
 
 
@@ -52,6 +51,7 @@ def _read_videopose3d(path: Path, content: Mapping[str, Any], layout: str | None
                 poses = _numbers(view, f"{path}: {subject} {action}")
                 skeleton = layout_of(path, implied, layout, poses.shape[1] if poses.ndim == 3 else None)
                 name = str(subject) if action == "custom" and len(views) == 1 else f"{subject}_{action}_{number}".replace(" ", "_")
+                name = file_name(name)  # results are called so, and a file may name anything
                 found.append(_from_array(path, name, poses[None], None, skeleton.name, size, fps))
     return found
 
@@ -61,7 +61,7 @@ def _size_of(entry: Any, path: Path) -> tuple[tuple[int, int] | None, float | No
     if not isinstance(entry, Mapping) or "w" not in entry or "h" not in entry:
         return None, None
     fps = entry.get("fps")
-    return _checked_size((entry["w"], entry["h"]), path), float(fps) if fps else None
+    return _checked_size((entry["w"], entry["h"]), path), _checked_rate(fps, path) if fps else None
 
 
 def _checked_size(size: Any, path: Path) -> tuple[int, int]:
@@ -69,6 +69,13 @@ def _checked_size(size: Any, path: Path) -> tuple[int, int]:
     if values.size != 2 or not np.issubdtype(values.dtype, np.number) or not (values >= 1).all():
         raise InputError(f"{path}: the picture's size must be a width and a height in pixels; got {size!r}")
     return int(values[0]), int(values[1])
+
+
+def _checked_rate(value: Any, path: Path) -> float:
+    values = np.ravel(value)
+    if values.size != 1 or values.dtype.kind not in "fiu" or not 1 <= values[0] <= 1000:
+        raise InputError(f"{path}: fps must be from 1 to 1000 frames a second; got {value!r}")
+    return float(values[0])
 
 
 def _read_detectron2(path: Path, content: Mapping[str, Any], layout: str | None) -> Detections:
@@ -94,7 +101,7 @@ def _read_plain(path: Path, content: Mapping[str, Any], layout: str | None) -> D
     poses = _numbers(content[name], f"{path}: {name}")
     poses = poses[None] if poses.ndim == 3 else poses
     size = _checked_size(content["size"], path) if "size" in content else None
-    fps = float(content["fps"]) if "fps" in content else None
+    fps = _checked_rate(content["fps"], path) if "fps" in content else None
     implied = str(content["layout"]) if "layout" in content else None
     scores = _numbers(content["scores"], f"{path}: scores") if "scores" in content else None
     if poses.ndim != 4 or poses.shape[-1] not in (2, 3) or not poses.size:
@@ -143,7 +150,7 @@ def _read_csv(path: Path, layout: str | None, sort: bool) -> Detections:
         with path.open(newline="", encoding="utf-8-sig") as file:
             header, *lines = [line for line in csv.reader(file) if line]
         table = np.array([[float(cell) if cell.strip() else np.nan for cell in line] for line in lines], np.float64)
-    except (OSError, ValueError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, csv.Error) as error:
         raise InputError(f"{path}: cannot be read as a table of numbers with a header: {' '.join(str(error).split())}") from error
     header = [name.strip() for name in header]
     if table.ndim != 2 or table.shape[1] != len(header) or "frame" not in header:
@@ -173,13 +180,12 @@ def _column(table: Any, places: Mapping[str, int], name: str) -> Any:
 
 
 def _from_lines(path: Path, layout: str, frames: Any, persons: Any, points: Array, scores: Array, sort: bool) -> Detections:
-    if not (np.isfinite(frames).all() and np.isfinite(persons).all()):
+    if any(not (np.isfinite(column) & (column == np.round(column)) & (abs(column) < 2**53)).all() for column in (frames, persons)):
         raise InputError(f"{path}: 'frame' and 'person' must be whole numbers on every line")
     numbers = frames.astype(int).tolist()
     people = [Found(n, int(p), point, score) for n, p, point, score in zip(numbers, persons, points, scores, strict=True)]
-    people, ordered = in_order(path, people, numbers, sort)
-    first: int = ordered[0]
-    shifted: Sequence[Found] = [Found(p.frame - first, p.track, p.points, p.scores) for p in people if np.isfinite(p.visible()).any()]
-    if not shifted:
+    found = video_of(path, SKELETONS[layout], people, numbers, sort=sort)
+    seen = [person for person in found.people if np.isfinite(person.visible()).any()]
+    if not seen:
         raise InputError(f"{path}: every joint is missing (empty, NaN, or a score of 0)")
-    return Detections(path.stem, SKELETONS[layout], list(shifted), ordered[-1] - first + 1)
+    return replace(found, people=seen)

@@ -46,6 +46,7 @@ class Detections:
         name: of the video. layout: the joints' order.
         num_frames: T, those without people included.
         size: width and height of the picture, pixels, or None. fps: frames a second, or None.
+        start: what the file calls the first frame; people's frames are counted from it.
     """
 
     name: str
@@ -54,6 +55,11 @@ class Detections:
     num_frames: int
     size: tuple[int, int] | None = None
     fps: float | None = None
+    start: int = 0
+
+
+class UnknownLayout(InputError):
+    """A file does not say in which order its joints are, and nobody else does."""
 
 
 def layout_of(path: Path, implied: str | None, given: str | None, count: int | None = None) -> Skeleton:
@@ -70,7 +76,7 @@ def layout_of(path: Path, implied: str | None, given: str | None, count: int | N
         fitting = [known for known, layout in SKELETONS.items() if count in (None, layout.num_joints)]
         if not fitting:
             raise InputError(f"{path}: {count} joints fit no known layout; there is {_known()}")
-        raise InputError(f"{path}: does not say in which order its joints are; name the layout (--layout): {', '.join(fitting)}")
+        raise UnknownLayout(f"{path}: does not say in which order its joints are; name the layout (--layout): {', '.join(fitting)}")
     found = skeleton(name)
     if count is not None:
         check_layout(path, found, count)
@@ -108,7 +114,7 @@ def read_json(path: Path, person: Any, key: str, scores_key: str | None = None) 
             return table[:, :2], table[:, 2]
         points = flat.reshape(-1, 2)
         found = np.ones(len(points), np.float32) if scores is None else np.array(scores, np.float32).reshape(len(points))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         shape = "x, y, score of each joint" if scores_key is None else f"x, y of each joint, and as many {scores_key}"
         raise InputError(f"{path}: {key} of a person must be numbers, {shape}") from error
     return points, found
@@ -119,8 +125,12 @@ def split_numbers(name: str) -> list[Any]:
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
-def frame_number(name: str, path: Path) -> int:
-    """The last number in a name such as "video_000012.jpg"; raises `InputError` where there is none."""
+def frame_number(name: Any, path: Path) -> int:
+    """A frame's number: a whole one, or the last in a name such as "video_000012.jpg"; raises `InputError` where there is none."""
+    if isinstance(name, int | float) and not isinstance(name, bool) and name == name // 1:
+        return int(name)
+    if not isinstance(name, str):
+        raise InputError(f"{path}: {name!r} is no frame's number")
     numbers = re.findall(r"\d+", Path(name).stem if Path(name).suffix.lower() in (".jpg", ".png", ".jpeg", ".bmp") else name)
     if not numbers:
         raise InputError(f"{path}: {name!r} has no frame's number in it")
@@ -136,3 +146,22 @@ def in_order(path: Path, people: list[Found], numbers: Sequence[int], sort: bool
         before, after = numbers[wrong - 1], numbers[wrong]
         raise InputError(f"{path}: frames are not in order: {after} comes after {before}; --sort puts them in order by their numbers")
     return sorted(people, key=lambda person: person.frame), sorted(numbers)
+
+
+def video_of(path: Path, layout: Skeleton, people: list[Found], numbers: Sequence[int], *, sort: bool = False) -> Detections:
+    """A video from the frames that a file numbers, counted from the first of them.
+
+    Args:
+        numbers: of all frames that the file has, with people or without.
+
+    Raises:
+        InputError: for frames out of order, numbers far apart, and a person with another number of joints than the layout.
+    """
+    for person in people:
+        check_layout(path, layout, len(person.points))
+    people, numbers = in_order(path, people, numbers, sort)
+    first, last = (numbers[0], numbers[-1]) if numbers else (0, -1)
+    if last - first + 1 > 100 * max(1, len(set(numbers))):
+        raise InputError(f"{path}: the frames' numbers go from {first} to {last}, but there are {len(set(numbers))}: they number no video")
+    shifted = [Found(person.frame - first, person.track, person.points, person.scores) for person in people]
+    return Detections(path.stem, layout, shifted, last - first + 1, start=first)

@@ -9,12 +9,13 @@ Human3.6M's, and a pose read in the wrong order looks like no error at all.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vsuite.core.errors import InputError
 from vsuite.video_pose.data import detection_arrays
@@ -22,12 +23,11 @@ from vsuite.video_pose.data.detection_files import (
     Detections,
     Found,
     as_json,
-    check_layout,
     frame_number,
-    in_order,
     layout_of,
     read_json,
     split_numbers,
+    video_of,
 )
 
 SUFFIXES = (".json", ".npz", ".npy", ".csv")
@@ -93,6 +93,9 @@ def _read_openpose(folder: Path, layout: str | None) -> Detections:
     files = sorted(folder.glob("*_keypoints.json"), key=lambda file: split_numbers(file.name))
     if not files:
         raise InputError(f"{folder}: holds no file of OpenPose (NAME_000000000000_keypoints.json)")
+    videos = sorted({re.sub(r"\d+$", "", file.name.removesuffix("_keypoints.json")) for file in files})
+    if len(videos) > 1:
+        raise InputError(f"{folder}: holds the frames of two videos, {videos[0]}... and {videos[1]}...; a folder each is needed")
     people, implied = [], None
     numbers = [frame_number(file.name.removesuffix("_keypoints.json"), file) for file in files]
     for frame, file in zip(numbers, files, strict=True):
@@ -107,9 +110,8 @@ def _read_openpose(folder: Path, layout: str | None) -> Detections:
             implied = name
             identity = np.ravel(person.get("person_id", -1))
             track = int(identity[0]) if identity.size and identity[0] >= 0 else None
-            people.append(Found(frame - numbers[0], track, points, scores))
-    skeleton = layout_of(folder, implied or layout, layout)
-    return Detections(folder.name, skeleton, people, numbers[-1] - numbers[0] + 1)
+            people.append(Found(frame, track, points, scores))
+    return replace(video_of(folder, layout_of(folder, implied or layout, layout), people, numbers), name=folder.name)
 
 
 def _read_json(path: Path, layout: str | None, sort: bool) -> Detections:
@@ -135,14 +137,14 @@ def _read_mmpose(path: Path, frames: list[Any], implied: str | None, layout: str
         instances = frame.get("instances") if isinstance(frame, Mapping) else None
         if not isinstance(instances, list):
             raise InputError(f"{path}: frame {place} has no list of instances")
-        numbers.append(int(frame.get("frame_id", place)))
+        numbers.append(frame_number(frame.get("frame_id", place), path))
         for instance in instances:
             points, scores = read_json(path, instance, "keypoints", "keypoint_scores")
             if implied is not None and len(points) == 133:
                 points, scores = points[:17], scores[:17]
             people.append(Found(numbers[-1], _track_of(instance), points, scores))
     skeleton = layout_of(path, implied, layout, len(people[0].points) if people else None)
-    return _video(path, skeleton, people, numbers, sort)
+    return video_of(path, skeleton, people, numbers, sort=sort)
 
 
 def _read_results(path: Path, entries: list[Any], layout: str | None, sort: bool) -> Detections:
@@ -154,12 +156,10 @@ def _read_results(path: Path, entries: list[Any], layout: str | None, sort: bool
         if name is None or implied not in (None, name):
             raise InputError(f"{path}: a person has {len(points)} joints; known are {', '.join(map(str, RESULTS))}, the same for all")
         implied = name
-        frame = entry.get("image_id")
-        frame = frame if isinstance(frame, int) else frame_number(str(frame), path)
-        people.append(Found(frame, _track_of(entry), points, scores))
+        people.append(Found(frame_number(entry.get("image_id"), path), _track_of(entry), points, scores))
     skeleton = layout_of(path, implied, layout)
     people = [Found(p.frame, p.track, p.points[: skeleton.num_joints], p.scores[: skeleton.num_joints]) for p in people]
-    return _video(path, skeleton, people, [person.frame for person in people], sort)
+    return video_of(path, skeleton, people, [person.frame for person in people], sort=sort)
 
 
 def _track_of(entry: Mapping[str, Any]) -> int | None:
@@ -169,19 +169,3 @@ def _track_of(entry: Mapping[str, Any]) -> int | None:
         if value.size and isinstance(value[0], np.integer | np.floating) and math.isfinite(value[0]) and value[0] >= 0:
             return int(value[0])
     return None
-
-
-def _video(path: Path, skeleton: Any, people: list[Found], numbers: Sequence[int], sort: bool) -> Detections:
-    for person in people:
-        check_layout(path, skeleton, len(person.points))
-    people, numbers = in_order(path, people, numbers, sort)
-    first, last = (numbers[0], numbers[-1]) if numbers else (0, -1)
-    if last - first + 1 > 100 * max(1, len(set(numbers))):
-        raise InputError(f"{path}: the frames' numbers go from {first} to {last}, but there are {len(set(numbers))}: they number no video")
-    shifted = [Found(person.frame - first, person.track, person.points, person.scores) for person in people]
-    return Detections(path.stem, skeleton, shifted, last - first + 1)
-
-
-def poses_of(detections: Detections) -> NDArray[np.float32]:
-    """All poses of a video one after the other (N, J, 2), pixels; NaN where a joint is missing."""
-    return np.stack([person.visible() for person in detections.people])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import zlib
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vsuite.core.errors import InputError
+from vsuite.video_pose.data.arrays import names_of, read_npz
 
 SIDE = 28
 IDX_OF_BYTES = b"\x00\x00\x08\x03"  # the first bytes of an idx file that holds pictures of bytes
@@ -26,16 +28,16 @@ def read_digits(path: str | Path) -> NDArray[np.uint8]:
     path = Path(path)
     try:
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as archive:
-                name = next((name for name in ("digits", "images", "x_train") if name in archive.files), None)
-                if name is None:
-                    raise InputError(f"{path}: has none of digits, images and x_train; it has {', '.join(archive.files) or 'nothing'}")
-                digits = archive[name]
+            there = names_of(path)
+            name = next((name for name in ("digits", "images", "x_train") if name in there), None)
+            if name is None:
+                raise InputError(f"{path}: has none of digits, images and x_train; it has {', '.join(there) or 'nothing'}")
+            digits = read_npz(path, name)[name]
         else:
             digits = _read_idx(path)
-    except (OSError, ValueError, EOFError) as error:
-        if isinstance(error, InputError):
-            raise
+    except InputError:
+        raise
+    except (OSError, ValueError, EOFError, zlib.error) as error:
         raise InputError(f"{path}: cannot be read: {error}") from error
     if digits.dtype != np.uint8 or digits.ndim != 3 or not len(digits) or digits.shape[1] != digits.shape[2]:
         raise InputError(f"{path}: digits are N, {SIDE}, {SIDE} bytes; got {digits.shape} {digits.dtype}")
