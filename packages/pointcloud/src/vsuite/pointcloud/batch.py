@@ -37,7 +37,7 @@ class Outputs:
 
     folder: Path
     formats: tuple[str, ...] = ("json",)
-    threshold: float = 0.3
+    threshold: float = 0.2
     turn: float = 0.0
     pictures: bool = True
     page: Path | None = None

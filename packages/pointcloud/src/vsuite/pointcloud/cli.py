@@ -68,7 +68,7 @@ def predict(
     ] = None,
     out: options.Out = Path("predictions"),
     formats: Annotated[str, typer.Option("--format", help="Forms of the boxes, with commas between: json, kitti, nuscenes.")] = "json",
-    threshold: Annotated[float, typer.Option("--threshold", min=0, max=1, help="Lowest score of a box.")] = 0.3,
+    threshold: Annotated[float, typer.Option("--threshold", min=0, max=1, help="Lowest score of a box.")] = 0.2,
     turn: Annotated[float, typer.Option("--turn", help="Degrees to turn sweeps by first, where x is not ahead: -90 for nuScenes.")] = 0.0,
     category: Annotated[str | None, typer.Option("--category", help="What the shapes are, for their parts.")] = None,
     columns: Columns = None,
@@ -140,7 +140,7 @@ def view(
     colour: Annotated[
         str, typer.Option("--colour", help="height, label, prediction, error, rgb, or a column such as intensity.")
     ] = "height",
-    threshold: Annotated[float, typer.Option("--threshold", min=0, max=1, help="Lowest score of a box at first.")] = 0.3,
+    threshold: Annotated[float, typer.Option("--threshold", min=0, max=1, help="Lowest score of a box at first.")] = 0.2,
     port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Of the page on this machine.")] = 8080,
     columns: Columns = None,
 ) -> None:

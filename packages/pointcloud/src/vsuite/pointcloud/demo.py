@@ -23,7 +23,7 @@ FRAMES = 6
 SHAPES = 64
 SHOWN = 16
 PAGE = "streets.html"
-THRESHOLD = 0.3  # score of the boxes that are shown
+THRESHOLD = 0.2  # score of the boxes that are shown
 
 
 def run_demo(
@@ -75,7 +75,7 @@ def _streets(detector: Predictor, out: Path, seed: int, say: Callable[[str], Non
         save_picture(scenes[-1], out / f"{name}.png", threshold=THRESHOLD, view="top")
     save_page(scenes, out / PAGE, threshold=THRESHOLD, title="Simulated streets")
     boxes_io.write_json(out / "boxes.json", frames)
-    _report(evaluate_boxes(pairs, ["waymo"], {"Car": 0.5, "Pedestrian": 0.3, "Cyclist": 0.3}), out / "streets")
+    _report(evaluate_boxes(pairs, ["waymo"]), out / "streets")
 
 
 def _report(found: Evaluation, folder: Path) -> None:

@@ -131,7 +131,7 @@ class DetectionTask:
             cloud = frame.read()
             found = self._detect(model, cloud, device)
             names = [self.note.classes[label] for label in found.labels.tolist()]
-            drawn = bird_eye(cloud.points, frame.boxes, found.boxes.numpy(), found_labels=names, scores=found.scores.numpy(), threshold=0.3)
+            drawn = bird_eye(cloud.points, frame.boxes, found.boxes.numpy(), found_labels=names, scores=found.scores.numpy(), threshold=0.2)
             paths.append(folder / f"{Path(frame.name).name}.png")
             with atomic_path(paths[-1]) as temporary:
                 Image.fromarray(drawn).save(temporary)

@@ -1,0 +1,40 @@
+"""The detector that comes with the package."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vsuite.core import InputError, list_models
+from vsuite.pointcloud.data.clouds import read_cloud
+from vsuite.pointcloud.inference import Predictor
+
+DATA = Path(os.environ.get("VSUITE_DATA", Path(__file__).parents[4] / "shared" / "data")) / "lidar" / "kitti"
+
+
+def test_it_ships_within_its_size() -> None:
+    assert "flatformer" in list_models(with_weights=True)
+    files = list((Path(__file__).parents[1] / "src/vsuite/pointcloud/weights").glob("*.safetensors"))
+    assert [file.stem for file in files] == ["flatformer_streets"]
+    assert files[0].stat().st_size < 8e6
+    assert files[0].with_suffix(".md").is_file()
+
+
+def test_shapes_need_weights() -> None:
+    with pytest.raises(InputError, match="no weights for the task 'classify' come with the package"):
+        Predictor(task="classify")
+
+
+def test_it_finds_cars_in_a_real_sweep() -> None:
+    if not DATA.is_dir():
+        pytest.skip(f"{DATA}: no real sweep here")
+    cloud = read_cloud(DATA / "000008.bin", columns=["x", "y", "z", "intensity"])
+    found = Predictor().detect(cloud, score_threshold=0.17)
+    labelled = [box["box"] for box in json.loads((DATA / "000008.json").read_text())["boxes"] if box["label"] == "Car"]
+    away = np.linalg.norm(np.array(labelled)[:, None, :2] - found.boxes.numpy()[None, :, :2], axis=-1)  # labelled, found
+    assert (away.min(axis=1) < 0.5).sum() >= 3
+    assert (away.min(axis=0) < 0.5).all()  # and nothing else
