@@ -268,6 +268,16 @@ def test_films_with_their_poses_and_films_of_no_one(film_weights: Path, tmp_path
     assert done.failed == [f"{film}: has 8 frames, but there are poses for 6"]
 
 
+def test_videos_of_one_name_and_patterns(pose_weights: Path, tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        np.save(tmp_path / folder / "v.npy", keypoints("waving", 10, np.random.default_rng(0)))
+    predictor = Predictor(pose_weights, device="cpu")
+    done = predict_files(predictor, [str(tmp_path / "?" / "*.npy")], tmp_path / "out", wanted=Wanted(explain=True))
+    assert (len(done.lines), done.failed) == (2, [])
+    assert {path.name for path in (tmp_path / "out").glob("*.png")} == {"v_attention.png", "v_2_attention.png"}
+
+
 # --- what users give wrongly ---
 
 
@@ -292,7 +302,7 @@ def test_one_bad_file_does_not_stop_the_others(pose_weights: Path, tmp_path: Pat
         assert name in error
         assert match in error
         assert "\n" not in error
-    assert done.failed[-1] == f"{tmp_path / 'film.mp4'}: does not decode as video"
+    assert done.failed[-1] == f"{tmp_path / 'film.mp4'}: does not decode as a video"
     code, _, error = vsuite(capsys, "predict", tmp_path / "units.npy", "--weights", pose_weights, "--out", tmp_path / "again")
     assert code == 2
     assert len(error.strip().splitlines()) == 1

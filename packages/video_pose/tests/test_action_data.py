@@ -24,9 +24,10 @@ from vsuite.video_pose.action.clips import (
 )
 from vsuite.video_pose.action.clips import test_frames as frames_for_testing
 from vsuite.video_pose.action.data import divide, read_videos
-from vsuite.video_pose.action.film import cut, film_facts, read_frames, square_of
+from vsuite.video_pose.action.film import cut, square_of
 from vsuite.video_pose.action.samples import TrainingClips
 from vsuite.video_pose.action.settings import ActionSettings, AugmentSettings, ClipSettings
+from vsuite.video_pose.data.videos import read_frames, video_facts
 from vsuite.video_pose.skeletons import COCO17, H36M17, NTU25
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -235,7 +236,7 @@ def test_balanced_training_takes_classes_in_turn(tmp_path: Path) -> None:
 def test_frames_come_as_asked_and_joints_stay_on_their_pixels(tmp_path: Path) -> None:
     joints = keypoints("waving", 12, np.random.default_rng(0))
     film = write_film(tmp_path / "x.mp4", joints)
-    assert film_facts(film)[:2] == (12, (48, 64))
+    assert (video_facts(film).num_frames, video_facts(film).size) == (12, (64, 48))
     pictures = read_frames(film, [7, 2, 2])
     assert pictures.shape == (3, 48, 64, 3)
     assert np.array_equal(pictures[1], pictures[2])
@@ -253,10 +254,10 @@ def test_frames_come_as_asked_and_joints_stay_on_their_pixels(tmp_path: Path) ->
 def test_films_that_do_not_decode(tmp_path: Path) -> None:
     broken = tmp_path / "x.mp4"
     broken.write_bytes(b"no film at all" * 100)
-    for read in (film_facts, lambda path: read_frames(path, [0])):
-        with pytest.raises(InputError, match=r"x\.mp4: does not decode as video"):
+    for read in (video_facts, lambda path: read_frames(path, [0])):
+        with pytest.raises(InputError, match=r"x\.mp4: does not decode as a video"):
             read(broken)
     with pytest.raises(InputError, match="no such file"):
-        film_facts(tmp_path / "y.mp4")
+        video_facts(tmp_path / "y.mp4")
     with pytest.raises(InputError, match="has no poses beside it"):
         read_videos(broken, COCO17, FLAT)

@@ -187,7 +187,7 @@ def test_what_a_layout_does_not_need_may_be_missing(tmp_path: Path) -> None:
     points, _ = filled(follow(read_detections(write(tmp_path / "a.json", results(poses)))[0])[0], H36M17)
     np.testing.assert_allclose(points, convert(poses[..., :2], COCO17, H36M17), rtol=1e-5)
     poses[:, COCO17.names.index("left_knee"), 2] = 0
-    with pytest.raises(InputError, match="never seen is what left_knee is made from"):
+    with pytest.raises(InputError, match="no frame shows what left_knee is made from"):
         filled(follow(read_detections(write(tmp_path / "a.json", results(poses)))[0])[0], H36M17)
 
 

@@ -204,6 +204,15 @@ def test_weather_is_standardised_by_the_training_years(tmp_path: Path, version: 
     np.testing.assert_allclose(other.split("val").clip(0, None)[:, 0] * 2, fields[2016][:24], rtol=1e-6)
 
 
+def test_weather_of_two_grids_or_of_one_value(tmp_path: Path) -> None:
+    write_year(tmp_path, 2010, np.full((8, 4, 8), 280, np.float32), version=3)
+    with pytest.raises(InputError, match="one value everywhere"):
+        read_data(tmp_path, ForecastSettings(frames=2))
+    (tmp_path / "2m_temperature_2010_2.8125deg.nc").write_bytes(b"CDF")
+    with pytest.raises(InputError, match="are of one year"):
+        read_data(tmp_path, ForecastSettings(frames=2))
+
+
 def test_bad_weather_is_said(tmp_path: Path) -> None:
     settings = ForecastSettings(frames=2)
     good = np.random.default_rng(0).normal(280, 15, (8, 4, 8)).astype(np.float32)
@@ -371,6 +380,7 @@ def test_predictions_are_the_models_and_more_frames_feed_it_back(predictor: Pred
         (np.zeros((4, 3, 64, 64)), "got 3 x 64 x 64"),
         (np.full((4, 64, 64), np.nan), "NaN"),
         (np.zeros((64, 64)), "must be"),
+        (np.full((4, 64, 64), 255.0), r"must be bytes, or lie in \[0, 1\]"),
         (np.array([["a"]]), "must be"),
         (np.zeros((4, 64, 64), bool), "numbers"),
     ],

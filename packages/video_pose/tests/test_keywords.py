@@ -218,6 +218,29 @@ def test_bad_recordings_are_one_line_each(weights: Path, tmp_path: Path, capsys:
         predict_files(Predictor(weights, device="cpu"), [good], tmp_path / "out")
 
 
+def test_recordings_of_one_name_and_patterns(weights: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for folder in ("a/low", "b/low"):
+        write_word(tmp_path / folder / "1.wav", "low", rng)
+    done = predict_files(Predictor(weights, device="cpu"), [str(tmp_path / "*" / "*" / "*.wav")], tmp_path / "out", stream=True)
+    assert (len(done.lines), done.failed) == (2, [])
+    written = [one["stream"] for one in json.loads((tmp_path / "out" / "keywords.json").read_text())["recordings"]]
+    assert written == ["low_1_stream.csv", "low_1_stream_2.csv"]
+    assert all((tmp_path / "out" / name).is_file() for name in written)
+
+
+def test_long_recordings_take_the_memory_of_a_batch(weights: Path) -> None:
+    predictor, sizes = Predictor(weights, device="cpu"), []
+    waveform = np.random.default_rng(0).normal(0, 0.1, 16 * SAMPLE_RATE).astype(np.float32)
+    model = predictor.model
+    predictor.model = lambda features: sizes.append(len(features)) or model(features)
+    heard = predictor.predict(waveform)
+    assert max(sizes) <= 32 < sum(sizes) == len(heard)
+    for bad in (waveform[:100], waveform[None], np.full(8000, np.nan, np.float32)):
+        with pytest.raises(InputError, match=r"samples|NaN"):
+            predictor.predict(bad)
+
+
 def test_data_without_words_and_with_others(weights: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="needs a folder of WAV files for each of two words"):
         find_words(tmp_path)

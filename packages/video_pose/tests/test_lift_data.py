@@ -134,14 +134,14 @@ def test_bad_motion_capture(tmp_path: Path) -> None:
         "float": ({"a/b": np.zeros((4, 17, 3))}, "'a/b' must be int16"),
         "joints": ({"a/b": np.zeros((4, 16, 3), np.int16)}, "'a/b' must be int16"),
         "empty": ({"a/b": np.zeros((0, 17, 3), np.int16)}, "'a/b' must be int16"),
-        "objects": ({"a/b": np.array({}, dtype=object)}, "cannot be read as motion capture"),
+        "objects": ({"a/b": np.array({}, dtype=object)}, "cannot be read as arrays"),
     }
     for name, (arrays, message) in cases.items():
         np.savez(tmp_path / f"{name}.npz", **arrays)
         with pytest.raises(InputError, match=message):
             read_mocap(tmp_path / f"{name}.npz")
     (tmp_path / "junk.npz").write_bytes(b"junk")
-    with pytest.raises(InputError, match="cannot be read as motion capture"):
+    with pytest.raises(InputError, match="cannot be read as arrays"):
         read_mocap(tmp_path / "junk.npz")
     np.savez(tmp_path / "one.npz", **{"a/b": np.zeros((4, 17, 3), np.int16)})
     with pytest.raises(InputError, match="nothing can be held out"):

@@ -183,7 +183,7 @@ def bad_files(folder: Path) -> dict[str, str]:
         "nan": (np.full_like(good, np.nan), "every joint of nan is missing"),
         "frame": (good[:1], "has one frame"),
         "shares": (good / 1000, "the coordinates must be pixels"),
-        "hidden": (np.where(np.arange(17)[:, None] == 3, np.nan, good), "never seen is what right_ankle is made from"),
+        "hidden": (np.where(np.arange(17)[:, None] == 3, np.nan, good), "no frame shows what right_ankle is made from"),
     }
     for name, (array, _) in arrays.items():
         np.save(folder / f"{name}.npy", array)
@@ -285,3 +285,88 @@ def test_shipped_weights_lift_a_walk() -> None:
     predictor = Predictor(SHIPPED, device="cpu")
     videos = make_videos([Sequence3D("walking/walk", make_walk(1.0, seed=11))], LiftSettings())
     assert judge(predictor, videos, 5.0).average["mpjpe"] < 80
+
+
+def film_of(path: Path, frames: int, size: tuple[int, int] = SIZE) -> Path:
+    """Frame i is of brightness 4 i."""
+    from vsuite.video_pose.render.writer import film_writer
+
+    with film_writer(path, 30.0, size) as write:
+        for number in range(frames):
+            write(np.full((size[1], size[0], 3), 4 * number, np.uint8))
+    return path
+
+
+@pytest.mark.parametrize(("frames", "start"), [(30, 0), (45, 10)], ids=["as many frames as poses", "poses begin later"])
+def test_poses_are_drawn_over_their_video(capsys, trained: Path, tmp_path: Path, frames: int, start: int) -> None:
+    from vsuite.video_pose.data.videos import read_frames
+
+    seen = denormalize_screen(screen_of(5), *SIZE)
+    lines = [",".join(["frame", *(f"{axis}{joint}" for joint in range(17) for axis in "xy")])]
+    lines += [",".join(map(str, [start + number, *pose.ravel()])) for number, pose in enumerate(seen)]
+    (tmp_path / "walk.csv").write_text("\n".join(lines))
+    film = film_of(tmp_path / "film.mp4", frames)
+    arguments = ["predict", tmp_path / "walk.csv", "--layout", "h36m17", "--weights", trained, "--device", "cpu", "--no-flip"]
+    code, _, err = vsuite(capsys, *arguments, "--video", film, "--out", tmp_path / "out")  # which says size and rate, too
+    assert code == 0, err
+    content = json.loads((tmp_path / "out" / "walk.json").read_text())
+    assert (content["size"], content["fps"], content["people"][0]["first_frame"]) == (list(SIZE), 30.0, start)
+    for number in (0, 29):
+        corner = read_frames(tmp_path / "out" / "walk.mp4", [number])[0, 2:12, 2:12].mean()
+        assert corner == pytest.approx(4 * (start + number), abs=5)
+
+
+def test_videos_that_are_not_those_of_the_poses(capsys, trained: Path, detections: Path, tmp_path: Path) -> None:
+    arguments = ["predict", "--weights", trained, "--device", "cpu", "--out", tmp_path / "out"]
+    short, small = film_of(tmp_path / "short.mp4", 12), film_of(tmp_path / "small.mp4", 30, (64, 64))
+    for film, message in ((short, "has 12 frames"), (small, "64x64"), (tmp_path / "absent.mp4", "no such file")):
+        code, _, err = vsuite(capsys, *arguments, detections / "one.npz", "--video", film)
+        assert (code, err.count("\n")) == (2, 1)
+        assert message in err
+    code, _, err = vsuite(capsys, *arguments, detections, "--video", short)
+    assert code == 2
+    assert "2 inputs" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_bystander_without_legs_does_not_stop_the_others(capsys, trained: Path, detections: Path, tmp_path: Path) -> None:
+    with np.load(detections / "two.npz") as file:
+        both = file["poses_2d"].copy()
+    both[1][:, H36M17.names.index("left_ankle")] = np.nan
+    np.savez(tmp_path / "crowd.npz", poses_2d=both, layout="h36m17", size=SIZE, fps=60.0)
+    arguments = ["predict", "--weights", trained, "--device", "cpu", "--out", tmp_path / "out"]
+    code, said, err = vsuite(capsys, *arguments, tmp_path / "crowd.npz")
+    assert code == 0, err
+    assert "1 person, 30 poses" in said
+    assert "left out: person 1: no frame shows what left_ankle is made from" in said
+    np.savez(tmp_path / "alone.npz", poses_2d=both[1], layout="h36m17", size=SIZE, fps=60.0)
+    code, _, err = vsuite(capsys, *arguments, tmp_path / "alone.npz")
+    assert code == 2
+    assert "no frame shows" in err
+
+
+def test_results_with_brackets_in_their_names_are_not_replaced(capsys, trained: Path, detections: Path, tmp_path: Path) -> None:
+    (tmp_path / "clip[1].npz").write_bytes((detections / "two.npz").read_bytes())
+    arguments = ["predict", tmp_path / "clip[1].npz", "--weights", trained, "--device", "cpu", "--out", tmp_path / "out", "--format", "npz"]
+    assert vsuite(capsys, *arguments)[0] == 0
+    assert vsuite(capsys, *arguments)[0] == 2
+
+
+@pytest.mark.parametrize("options", [{"fps": 0.0}, {"fps": float("nan")}, {"fps": 1e-9}, {"field_of_view": 200.0}, {"field_of_view": 0.0}])
+def test_impossible_rates_and_angles(trained: Path, detections: Path, options: dict[str, float]) -> None:
+    with np.load(detections / "one.npz") as file, pytest.raises(InputError, match=r"fps|field_of_view"):
+        Predictor(trained, device="cpu").lift(file["poses_2d"], SIZE, **options)
+
+
+def test_one_bad_video_of_a_file_does_not_stop_the_others(capsys, trained: Path, tmp_path: Path) -> None:
+    seen = denormalize_screen(screen_of(5), *SIZE)
+    content = {"layout_name": "h36m", "num_joints": 17, "video_metadata": {"S1": {"w": 1000, "h": 1000}}}
+    positions = {"S1": {"walk": [seen / 1000, seen], "walk/": [seen], "walk-": [seen]}}  # shares of the picture; names that become one
+    np.savez(tmp_path / "d.npz", positions_2d=np.array(positions, dtype=object), metadata=np.array(content, dtype=object))
+    arguments = ["predict", tmp_path / "d.npz", "--weights", trained, "--device", "cpu", "--out", tmp_path / "out", "--overwrite"]
+    code, said, err = vsuite(capsys, *arguments, "--format", "json")
+    assert code == 2
+    assert "2 predicted" in said
+    assert "2 of 4 failed" in err
+    assert "two inputs are called 'S1_walk-_0'" in err
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"S1_walk_1.json", "S1_walk-_0.json"}

@@ -57,7 +57,8 @@ def train(
         model=model,
         weights=weights,
     )
-    out = out or Path("runs") / f"{Path(settings.data).resolve().stem}-{settings.name}"
+    source = Path(settings.data).resolve()
+    out = out or Path("runs") / f"{source.name if source.is_dir() else source.stem}-{settings.name}"
     result = run_training(settings, out, device=device, resume=resume)
     found = ", ".join(f"{name} {value:.4g}" for name, value in result.best_metrics.items()) or "the newest weights"
     options.say_trained(result, found, "vsuite-pose predict --weights {weights} INPUT")
@@ -65,6 +66,7 @@ def train(
 
 @app.command()
 def predict(
+    context: typer.Context,
     inputs: Inputs,
     task: OptionalTask = None,
     weights: TaskWeights = None,
@@ -82,6 +84,9 @@ def predict(
     formats: Annotated[str, typer.Option("--format", help="lift: forms of the poses, with commas between: npz, json, bvh.")] = "npz,json",
     render: Annotated[
         Literal["mp4", "gif"] | None, typer.Option("--render", help="lift: a film of the 2D poses beside the 3D ones.")
+    ] = None,
+    video: Annotated[
+        Path | None, typer.Option("--video", help="lift: the video that the 2D poses are from, to draw them over; --render mp4 with it.")
     ] = None,
     page: Annotated[bool, typer.Option("--page", help="lift: a page for the browser that shows the 3D poses from all sides.")] = False,
     fov: Annotated[
@@ -110,12 +115,14 @@ def predict(
 ) -> None:
     """Lift 2D poses to 3D; name actions or spoken words; predict what a video shows next. The weights decide."""
     chosen, weights = _task_and_weights(task, weights)
+    _refuse_others_options(context, chosen)
     if chosen == "lift":
         from vsuite.video_pose.lift.predict import Options, Predictor, predict_files
 
         wanted = Options(
             formats=tuple(name.strip() for name in formats.split(",")),
-            render=render,
+            render=render or ("mp4" if video else None),
+            video=video,
             page=page,
             layout=layout,
             sort=sort,
@@ -148,6 +155,7 @@ def predict(
 
 @app.command()
 def evaluate(
+    context: typer.Context,
     data: Annotated[Path, typer.Option("--data", help="File or folder of a data set with labels.")],
     weights: TaskWeights = None,
     task: OptionalTask = None,
@@ -156,7 +164,7 @@ def evaluate(
         str, typer.Option("--noise", help="lift: errors added to the 2D joints (standard deviations, pixels), with commas between.")
     ] = "0,5",
     split: Annotated[
-        str | None, typer.Option("--split", help="lift: unseen or all sequences of motion capture. Others: as their data name it.")
+        str | None, typer.Option("--split", help="unseen or all sequences of motion capture, to lift; of other data, as they name it.")
     ] = None,
     detections: Annotated[str, typer.Option("--detections", help="lift: which 2D poses of Human3.6M.")] = "gt",
     flip: Annotated[bool, typer.Option("--flip/--no-flip", help="lift: average with the mirrored video.")] = True,
@@ -168,6 +176,7 @@ def evaluate(
 ) -> None:
     """Compare what a model gives with labels; every figure is printed with its definition."""
     chosen, weights = _task_and_weights(task, weights)
+    _refuse_others_options(context, chosen)
     if chosen == "lift":
         from vsuite.video_pose.lift.evaluate import evaluate as judge
 
@@ -228,13 +237,25 @@ def _task_and_weights(task: TaskName | None, weights: str | None) -> tuple[TaskN
     return found, weights
 
 
+def _refuse_others_options(context: typer.Context, task: TaskName) -> None:
+    """Raises `InputError` for an option of other tasks, which would do nothing: its help begins with the tasks that it is for."""
+    from vsuite.video_pose.training import MODEL_TASKS
+
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        named = (getattr(parameter, "help", None) or "").partition(": ")[0]
+        tasks = set(named.split(", "))
+        if tasks <= set(MODEL_TASKS) and task not in tasks and source is not None and source.name == "COMMANDLINE":
+            raise InputError(f"{parameter.opts[0]} is for {named}; these weights are for {task}")
+
+
 def _size(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
-    values = options.parse_size(text)
-    if len(values) != 2:
+    parts = text.lower().split("x")
+    if len(parts) != 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise InputError(f"--size {text!r} is not of the form 1920x1080: width and height in pixels")
-    return values[0], values[1]
+    return int(parts[0]), int(parts[1])
 
 
 def _split(name: str | None) -> Literal["unseen", "all"]:
@@ -258,7 +279,8 @@ def _numbers(text: str) -> list[float]:
 def _say(done: Summary, out: Path) -> None:
     for line in done.lines[:20]:
         typer.echo(line)
-    typer.echo(f"{len(done.lines)} predicted; files in {out}")
+    if done.lines:
+        typer.echo(f"{len(done.lines)} predicted; files in {out}")
     if done.failed:
         for error in done.failed[1:5]:
             typer.echo(f"not used: {error}", err=True)

@@ -18,7 +18,7 @@ from vsuite.video_pose.lift.settings import LiftSettings
 from vsuite.video_pose.lift.walk import make_walk
 from vsuite.video_pose.skeletons import H36M17
 
-SECONDS = 4.0
+SECONDS = 3.0
 NOISE = 5.0  # pixels
 DETECTIONS = "walk.npz"
 
@@ -36,9 +36,9 @@ def run_demo(out: str | Path, *, overwrite: bool = False, seed: int = 7, say: Ca
         raise InputError(f"{out}: holds an earlier demo; --overwrite replaces it")
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: is a file; the demo needs a folder")
-    settings = LiftSettings(cameras_per_shot=2, validation_shot=round(60 * SECONDS))
+    settings = LiftSettings(cameras_per_shot=1, validation_shot=round(60 * SECONDS))
     videos = make_videos([Sequence3D("walking/walk", make_walk(SECONDS, seed=seed))], settings)
-    say(f"1/3 somebody walks for {SECONDS:g} s; {len(videos)} cameras, 2D poses with an error of {NOISE:g} pixels -> {out / DETECTIONS}")
+    say(f"1/3 somebody walks for {SECONDS:g} s; a camera films it, 2D poses with an error of {NOISE:g} pixels -> {out / DETECTIONS}")
     size = (settings.cameras.width, settings.cameras.height)
     seen = denormalize_screen(videos[0].with_noise(NOISE, seed).poses_2d, *size)
     with atomic_path(out / DETECTIONS) as temporary:
@@ -46,8 +46,10 @@ def run_demo(out: str | Path, *, overwrite: bool = False, seed: int = 7, say: Ca
     say(f"2/3 lifting to 3D with {SHIPPED}")
     predictor = Predictor(device="cpu")
     options = Options(formats=("npz", "json", "bvh"), render="mp4", page=True, overwrite=overwrite)
-    for line in predict_files(predictor, [out / DETECTIONS], out / "lifted", options).lines:
-        say(f"    {line}")
+    done = predict_files(predictor, [out / DETECTIONS], out / "lifted", options)
+    if done.failed:
+        raise InputError(done.failed[0])
+    say(f"    {done.lines[0]}")
     say("3/3 measuring")
     print_report(judge(predictor, videos, NOISE), f"a walk that no model has seen, noise {NOISE:g} px")
     say(f"{time.monotonic() - began:.0f} s; the film: {out / 'lifted/walk.mp4'}; in the browser: {out / 'lifted/walk.html'}")

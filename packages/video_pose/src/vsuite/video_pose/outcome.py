@@ -22,6 +22,12 @@ class Summary:
     failed: list[str] = field(default_factory=list)
 
 
+def evenly(count: int, most: int | None) -> list[int]:
+    """Numbers from 0 to below `count`, `most` of them at the most (None: all), evenly spread."""
+    chosen = count if most is None else min(most, count)
+    return [number * count // chosen for number in range(chosen)]
+
+
 def find_files(inputs: Sequence[str | Path], inside: Callable[[Path], list[Path]], usable: Callable[[Path], bool], what: str) -> list[Path]:
     """What is meant by files, folders and patterns such as "clips/*.json", each once.
 
@@ -69,6 +75,17 @@ def check_names(names: Sequence[str]) -> None:
 def file_name(text: str) -> str:
     """A text as the name of a file: nothing in it leads to another folder."""
     return "".join(letter if letter.isalnum() or letter in "-_. " else "-" for letter in text).strip(". ") or "unnamed"
+
+
+def free_name(text: str, taken: set[str]) -> str:
+    """`file_name`, with a number behind it where that is taken; it is taken from then on."""
+    name = first = file_name(text)
+    number = 1
+    while name in taken:
+        number += 1
+        name = f"{first}_{number}"
+    taken.add(name)
+    return name
 
 
 def write_csv(path: str | Path, rows: Iterable[Sequence[Any]]) -> None:

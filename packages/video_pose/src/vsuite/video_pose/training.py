@@ -49,7 +49,7 @@ def resolve_settings(
         config=config,
         overrides=overrides,
         given={"data": None if data is None else str(data), **given},
-        nothing_named="no data are named: give the file or folder of a data set",
+        nothing_named="no data are named: give the file or folder of a data set (--data)",
     )
 
 

@@ -54,8 +54,8 @@ class Video:
         """A video from arrays.
 
         Args:
-            joints: T, J, C of one person, or M, T, J, C; zeros or NaN where a joint is missing.
-            scores: T, J or M, T, J; None: 1 where a joint is there.
+            joints: T, J, C of one person, or M, T, J, C; NaN where a joint is missing.
+            scores: T, J or M, T, J; 0 where a joint is missing. None: 1 but for joints whose coordinates are all 0, which are missing.
 
         Raises:
             InputError: for other shapes, and where everything is NaN.
@@ -70,13 +70,22 @@ class Video:
         finite = np.isfinite(joints).all(-1)
         if joints.size and not finite.any():
             raise InputError(f"{name}: the poses are NaN everywhere")
-        there = finite & (joints != 0).any(-1)
-        found = there.astype(np.float32) if scores is None else np.where(there, np.nan_to_num(np.asarray(scores, np.float32)), 0)
-        return cls(name, np.where(there[..., None], joints, 0).astype(np.float32), found, image_shape=image_shape)
+        if scores is not None and np.shape(scores) != joints.shape[:-1]:
+            raise InputError(f"{name}: scores must be one for each joint, {joints.shape[:-1]}; got {np.shape(scores)}")
+        found = seen_scores(joints, scores)
+        return cls(name, np.where(found[..., None] > 0, joints, 0).astype(np.float32), found, image_shape=image_shape)
 
     def part(self, start: int, stop: int, name: str) -> Video:
         """The frames from `start` to before `stop`, as a video of its own. It has no film, as that begins elsewhere."""
         return replace(self, name=name, joints=self.joints[:, start:stop], scores=self.scores[:, start:stop], film=None)
+
+
+def seen_scores(joints: NDArray, scores: NDArray | None) -> NDArray[np.float32]:
+    """Scores (...) of joints (..., C), 0 where one is missing; without scores those at 0 are missing, which stands for it then."""
+    finite = np.isfinite(joints).all(-1)
+    if scores is None:
+        return (finite & (joints != 0).any(-1)).astype(np.float32)
+    return np.where(finite, np.nan_to_num(np.asarray(scores, np.float32)).clip(0), 0)
 
 
 def check_video(video: Video, layout: Skeleton, clip: ClipSettings, *, needs_people: bool = True) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 import zlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -14,15 +13,16 @@ from numpy.typing import NDArray
 
 from vsuite.core.errors import InputError, unknown
 from vsuite.video_pose.action.clips import Video
-from vsuite.video_pose.action.film import film_facts
 from vsuite.video_pose.action.settings import ActionSettings, ClipSettings
-from vsuite.video_pose.data.detection_files import Detections
+from vsuite.video_pose.data.arrays import names_of, read_npy, read_npz
+from vsuite.video_pose.data.detection_files import Detections, UnknownLayout
 from vsuite.video_pose.data.detections import is_openpose, read_detections
 from vsuite.video_pose.data.ntu import parse_name, read_skeleton
 from vsuite.video_pose.data.pyskl import Annotation, read_annotations
 from vsuite.video_pose.data.tracks import follow
 from vsuite.video_pose.data.videos import VIDEO_SUFFIXES as FILMS
-from vsuite.video_pose.skeletons import H36M17, NTU25, Skeleton, convert, skeleton
+from vsuite.video_pose.data.videos import video_facts
+from vsuite.video_pose.skeletons import H36M17, NTU25, Skeleton, convert
 
 POSES = (".json", ".npz", ".npy", ".csv")
 SPLIT_ENDS = (("train", "val"), ("train", "test"))
@@ -156,7 +156,7 @@ def _by_video(labelled: Sequence[Video], classes: Sequence[str], fraction: float
             cut_in_time.append(classes[label])
             continue
         videos = sorted(videos, key=lambda video: zlib.crc32(video.name.encode()))
-        count = max(1, round(fraction * len(videos)))
+        count = min(len(videos) - 1, max(1, round(fraction * len(videos))))
         chosen = {(fold * count + i) % len(videos) for i in range(count)}
         held_out += [video for i, video in enumerate(videos) if i in chosen]
         training += [video for i, video in enumerate(videos) if i not in chosen]
@@ -212,25 +212,18 @@ def _ntu_folder(folder: Path, layout: Skeleton) -> VideoSet:
 
 
 def _is_mocap(path: Path) -> bool:
-    return path.suffix == ".npz" and any("/" in name for name in _members(path))
+    return path.suffix == ".npz" and any("/" in name for name in names_of(path))
 
 
 def _is_annotations(path: Path) -> bool:
     if path.suffix in (".pkl", ".pickle"):
         return True
     if path.suffix == ".npz":
-        return {"shapes.npy", "names.npy", "splits.npy"} <= set(_members(path))
+        return {"shapes", "names", "splits"} <= set(names_of(path))
     if path.suffix == ".json":
         with path.open(encoding="utf-8", errors="replace") as file:
             return '"frame_dir"' in file.read(100_000)
     return False
-
-
-def _members(path: Path) -> list[str]:
-    if not zipfile.is_zipfile(path):
-        raise InputError(f"{path}: is no .npz archive")
-    with zipfile.ZipFile(path) as archive:
-        return archive.namelist()
 
 
 def _mocap(path: Path, layout: Skeleton) -> VideoSet:
@@ -288,8 +281,8 @@ def _with_keypoints(film: Path, layout: Skeleton, clip: ClipSettings) -> Video:
     if file is None:
         beside = f"{film.stem}.json, .npz, .npy or .csv"
         raise InputError(f"{film}: has no poses beside it ({beside}); a detector of people is not part of vsuite")
-    _, size, _ = film_facts(film)
-    return replace(_only(_poses_of(file, layout, clip), file), name=film.stem, film=film, image_shape=size)
+    width, height = video_facts(film).size
+    return replace(_only(_poses_of(file, layout, clip), file), name=film.stem, film=film, image_shape=(height, width))
 
 
 def _only(videos: Sequence[Video], file: Path) -> Video:
@@ -306,19 +299,13 @@ def _with_film(video: Video, folder: Path) -> Video:
     return replace(video, film=film)
 
 
-def _people_of(videos: Sequence[Video], file: Path) -> Video:
-    if len(videos) != 1:
-        raise InputError(f"{file}: holds {len(videos)} videos; one a file is needed here")
-    return videos[0]
-
-
 def _poses_of(path: Path, layout: Skeleton, clip: ClipSettings) -> list[Video]:
     """The videos of a file of poses, or of a folder of OpenPose."""
     if clip.dimensions == 3:
         return [_poses_3d(path, layout, clip)]
     try:
         found = read_detections(path)
-    except InputError:  # a file that does not say its layout is in the one that was named
+    except UnknownLayout:  # a file that does not say its layout is in the one that was named
         found = read_detections(path, layout=layout.name)
     return [_followed(video, layout) for video in found]
 
@@ -337,16 +324,12 @@ def _followed(found: Detections, layout: Skeleton) -> Video:
 
 
 def _poses_3d(path: Path, layout: Skeleton, clip: ClipSettings) -> Video:
-    try:
-        content = np.load(path, allow_pickle=False) if path.suffix in (".npz", ".npy") else None
-        if isinstance(content, np.lib.npyio.NpzFile):
-            with content:
-                return _lifted(path, content["poses_3d"], str(content["layout"]), layout, clip)
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise InputError(f"{path}: cannot be read as 3D poses: {' '.join(str(error).split())}") from error
-    if content is None:
+    if path.suffix == ".npz":
+        content = read_npz(path, "poses_3d", "layout")
+        return _lifted(path, content["poses_3d"], str(content["layout"]), layout, clip)
+    if path.suffix != ".npy":
         raise InputError(f"{path}: the model takes 3D poses, and they are read from .npz (as lifting writes them) and .npy")
-    return Video.of(content, name=path.stem)
+    return Video.of(read_npy(path), name=path.stem)
 
 
 def _lifted(path: Path, poses: NDArray[np.floating], name: str, layout: Skeleton, clip: ClipSettings) -> Video:
@@ -355,9 +338,7 @@ def _lifted(path: Path, poses: NDArray[np.floating], name: str, layout: Skeleton
         raise InputError(f"{path}: is in the layout {name}; the model or recipe takes {layout.name}")
     if clip.up != "y":
         raise InputError(f"{path}: lifted poses are turned so that y is up; these weights take {clip.up} as up")
-    return Video.of(poses * np.array([1, -1, -1], poses.dtype), name=path.stem)
-
-
-def layout_of(settings: ActionSettings) -> Skeleton:
-    """The joints' layout that the settings name."""
-    return skeleton(settings.layout)
+    if poses.ndim != 3 or poses.shape[-1] != 3 or poses.dtype.kind != "f":
+        raise InputError(f"{path}: poses_3d must be frames, joints, 3, floating-point; got {poses.dtype} {poses.shape}")
+    # The root is at 0 there, which means no joint is missing.
+    return Video.of(poses * np.array([1, -1, -1], poses.dtype), np.ones(poses.shape[:2], np.float32), name=path.stem)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -26,6 +24,7 @@ from vsuite.video_pose.action.stream import check_streams
 from vsuite.video_pose.action.task import figures
 from vsuite.video_pose.metrics.actions import confusion
 from vsuite.video_pose.models.lmuformer import LMUFormer
+from vsuite.video_pose.outcome import write_csv
 
 SHARES = (0.25, 0.5, 0.75, 1.0)
 EVERYTHING = "all"
@@ -175,15 +174,7 @@ def _write(
     for video, row in zip(videos, scores, strict=True):
         best = int(row.argmax())
         rows.append([video.name, classes[video.label], classes[best], f"{row[best]:.6f}", *(f"{value:.6f}" for value in row)])
-    write_text(out / "predictions.csv", _csv(rows))
-    write_text(
-        out / "confusion.csv",
-        _csv([["true \\ predicted", *classes], *([name, *row] for name, row in zip(classes, table.tolist(), strict=True))]),
-    )
+    write_csv(out / "predictions.csv", rows)
+    counts = ([name, *row] for name, row in zip(classes, table.tolist(), strict=True))
+    write_csv(out / "confusion.csv", [["true \\ predicted", *classes], *counts])
     confusion_picture(table, classes, out / "confusion.png")
-
-
-def _csv(rows: Sequence[Sequence[Any]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()

@@ -6,10 +6,8 @@ from pathlib import Path
 
 import torch
 
-from vsuite.core.errors import InputError
-from vsuite.core.files import atomic_path
-from vsuite.core.onnx import quiet_exporter, require_onnx
 from vsuite.video_pose.action.predict import Predictor
+from vsuite.video_pose.export import check_export, write_onnx
 
 TOLERANCE = 1e-3
 """Largest difference allowed between the file's scores and the model's."""
@@ -27,28 +25,10 @@ def export_onnx(weights: str | Path, out: str | Path) -> str:
     Raises:
         InputError: if packages are missing, and if the file's output differs by more than `TOLERANCE`.
     """
-    require_onnx("vsuite-video-pose")
-    out = Path(out)
-    if out.suffix != ".onnx":
-        raise InputError(f"{out}: its name must end in .onnx")
+    out = check_export(out)
     predictor = Predictor(weights, device="cpu")
     given = example(predictor)
-    with quiet_exporter(), torch.no_grad():
-        program = torch.onnx.export(
-            predictor.model, tuple(given.values()), input_names=list(given), output_names=["scores_of_classes"], dynamo=True, verbose=False
-        )
-    assert program is not None
-    with atomic_path(out) as temporary:
-        import onnxruntime
-
-        program.save(temporary)
-        session = onnxruntime.InferenceSession(temporary, providers=["CPUExecutionProvider"])
-        with torch.inference_mode():
-            wanted = predictor.model(*given.values())
-        (found,) = session.run(None, {name: value.numpy() for name, value in given.items()})
-        difference = float((torch.from_numpy(found) - wanted).abs().max())
-        if not difference <= TOLERANCE:
-            raise InputError(f"{out}: not written, as its output differs from the model's by {difference:.1e}")
+    difference = write_onnx(predictor.model, given, "scores_of_classes", out, tolerance=TOLERANCE)
     shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in given.items())
     return f"{out}: takes {shapes}; differs from the model by at most {difference:.1e}"
 

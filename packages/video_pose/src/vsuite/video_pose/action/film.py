@@ -1,76 +1,11 @@
-"""Frames of video files, by opencv; and the square of a picture that people are in."""
+"""The square of a picture that people are in, cut from the frames of a film."""
 
 from __future__ import annotations
-
-import os
-from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vsuite.core.errors import InputError
-
 PADDING = 1.25  # side of the square over that of the people's box
-
-
-def read_frames(path: str | Path, frames: Sequence[int] | NDArray[np.integer]) -> NDArray[np.uint8]:
-    """Frames of a video in the order asked for, which may repeat: T, H, W, 3, RGB. Others are skipped without being converted.
-
-    Raises:
-        InputError: for a missing file, one that does not decode, and frames beyond its end.
-    """
-    import cv2
-
-    wanted, found = set(map(int, frames)), {}
-    capture = _open(path)
-    try:
-        for number in range(max(wanted) + 1):
-            if not capture.grab():
-                raise InputError(f"{path}: ends after {number} frames" if number else f"{path}: does not decode as video")
-            if number in wanted:
-                good, picture = capture.retrieve()
-                if not good:
-                    raise InputError(f"{path}: frame {number} does not decode")
-                found[number] = cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
-    finally:
-        capture.release()
-    return np.stack([found[int(number)] for number in frames])
-
-
-def film_facts(path: str | Path) -> tuple[int, tuple[int, int], float | None]:
-    """Frames (counted, as headers err), (height, width), and frames per second where the file says.
-
-    Raises:
-        InputError: for a missing file, and one that does not decode.
-    """
-    import cv2
-
-    capture = _open(path)
-    try:
-        count = 0
-        while capture.grab():
-            count += 1
-        if not count:
-            raise InputError(f"{path}: does not decode as video")
-        size = int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT)), int(capture.get(cv2.CAP_PROP_FRAME_WIDTH))
-        fps = float(capture.get(cv2.CAP_PROP_FPS))
-    finally:
-        capture.release()
-    return count, size, fps if 0 < fps < 1000 else None
-
-
-def _open(path: str | Path):  # type: ignore[no-untyped-def]
-    import cv2
-
-    if not Path(path).is_file():
-        raise InputError(f"{path}: no such file")
-    # What FFmpeg would print of a broken file says no more than the error does; another setting by the user stays.
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-    capture = cv2.VideoCapture(str(path))
-    if not capture.isOpened():
-        raise InputError(f"{path}: does not decode as video")
-    return capture
 
 
 def square_of(joints: NDArray[np.floating], scores: NDArray[np.floating], image_shape: tuple[int, int]) -> tuple[float, float, float]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,16 +17,17 @@ from vsuite.core.errors import InputError, unknown
 from vsuite.core.files import write_text
 from vsuite.core.optimize import optimize_for_inference
 from vsuite.video_pose.action.clips import Video, check_video
-from vsuite.video_pose.action.data import read_videos
+from vsuite.video_pose.action.data import FILMS, POSES, read_videos
 from vsuite.video_pose.action.samples import TestClips, check_film, form_of, run_model
 from vsuite.video_pose.action.stream import ActionStream, Decision, check_streams
 from vsuite.video_pose.action.task import Note
 from vsuite.video_pose.notes import load_model
-from vsuite.video_pose.outcome import Summary
+from vsuite.video_pose.outcome import Summary, check_results, find_files, free_name, write_csv
 from vsuite.video_pose.skeletons import skeleton
 
 Precision = Literal["fp32", "bf16", "fp16"]
 BATCH = 16  # clips a call of the network
+READABLE = (*POSES, *FILMS, ".pkl", ".pickle", ".skeleton")
 
 
 @dataclass(frozen=True)
@@ -181,9 +180,11 @@ def predict_files(
         InputError: for missing inputs, results that are there already, and what the model cannot do: before anything is computed.
     """
     wanted, out, summary = wanted or Wanted(), Path(out), Summary()
-    _check_request(predictor, inputs, out, wanted, overwrite=overwrite)
+    _check_request(predictor, out, wanted, overwrite=overwrite)
     found: list[dict[str, Any]] = []
-    for given in inputs:
+    taken: set[str] = set()
+    paths = find_files(inputs, lambda folder: [folder], lambda path: path.suffix in READABLE or path.is_dir(), "videos of people")
+    for given in paths:
         try:
             videos = read_videos(given, predictor.layout, predictor.note.clip, films=wanted.films).videos
         except InputError as error:
@@ -192,7 +193,7 @@ def predict_files(
         for video in _separate(videos) if wanted.each_person else videos:
             try:
                 prediction = predictor.predict(video, num_clips=wanted.num_clips)
-                extra = _extras(predictor, video, out, wanted)
+                extra = _extras(predictor, video, out, wanted, free_name(video.name, taken))
             except InputError as error:
                 summary.failed.append(str(error))
                 continue
@@ -204,15 +205,8 @@ def predict_files(
     return summary
 
 
-def _check_request(predictor: Predictor, inputs: Sequence[str | Path], out: Path, wanted: Wanted, *, overwrite: bool) -> None:
-    for given in inputs:
-        if not Path(given).exists():
-            raise InputError(f"{given}: no such file or folder")
-    if out.is_file():
-        raise InputError(f"{out}: is a file; --out names a folder")
-    for name in ("actions.json", "actions.csv"):
-        if (out / name).exists() and not overwrite:
-            raise InputError(f"{out / name}: exists; --overwrite replaces it")
+def _check_request(predictor: Predictor, out: Path, wanted: Wanted, *, overwrite: bool) -> None:
+    check_results(out, ("actions.json", "actions.csv"), overwrite=overwrite)
     if wanted.stream:
         check_streams(predictor.model, predictor.note.clip)
     if wanted.explain and predictor.form == "sequence":
@@ -246,13 +240,12 @@ def _rounded(value: float) -> float:
     return round(float(value), 6)
 
 
-def _extras(predictor: Predictor, video: Video, out: Path, wanted: Wanted) -> dict[str, Any]:
-    name = "".join(letter if letter.isalnum() or letter in "-_. " else "-" for letter in video.name)
+def _extras(predictor: Predictor, video: Video, out: Path, wanted: Wanted, name: str) -> dict[str, Any]:
     extra = {}
     if wanted.stream:
         path = out / f"{name}_stream.csv"
         decisions = stream_video(predictor, video)
-        write_text(path, _stream_table(decisions, predictor.note))
+        write_csv(path, _stream_table(decisions, predictor.note))
         extra["stream"] = path.name
     if wanted.explain:
         from vsuite.video_pose.action.pictures import attention_picture
@@ -274,26 +267,21 @@ def stream_video(predictor: Predictor, video: Video) -> list[Decision]:
     return [one for one in pushed if one is not None] + stream.finish()
 
 
-def _stream_table(decisions: Sequence[Decision], note: Note) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["frame", "seconds", "label", "probability", *note.classes])
+def _stream_table(decisions: Sequence[Decision], note: Note) -> list[list[Any]]:
+    rows: list[list[Any]] = [["frame", "seconds", "label", "probability", *note.classes]]
     for one in decisions:
         best = int(one.probabilities.argmax())
         seconds = "" if note.clip.fps is None else f"{one.frame / note.clip.fps:.3f}"
         values = [f"{value:.6f}" for value in one.probabilities]
-        writer.writerow([one.frame, seconds, note.classes[best], values[best], *values])
-    return text.getvalue()
+        rows.append([one.frame, seconds, note.classes[best], values[best], *values])
+    return rows
 
 
 def _write(found: Sequence[dict[str, Any]], predictor: Predictor, out: Path) -> None:
     note = predictor.note
     content = {"weights": predictor.source, "classes": note.classes, "layout": note.layout, "clip": note.clip.model_dump(), "videos": found}
     write_text(out / "actions.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    most = max(len(entry["top"]) for entry in found)
-    writer.writerow(["name", "file", *(f"{what}_{i + 1}" for i in range(most) for what in ("label", "probability"))])
-    for entry in found:
-        writer.writerow([entry["name"], entry["file"], *(value for one in entry["top"] for value in one.values())])
-    write_text(out / "actions.csv", text.getvalue())
+    places = range(1, len(found[0]["top"]) + 1)
+    head = ["name", "file", *(f"{what}_{place}" for place in places for what in ("label", "probability"))]
+    rows = ([entry["name"], entry["file"], *(value for one in entry["top"] for value in one.values())] for entry in found)
+    write_csv(out / "actions.csv", [head, *rows])

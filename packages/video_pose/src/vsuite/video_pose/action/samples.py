@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from vsuite.core.errors import InputError
 from vsuite.video_pose.action.clips import Video, augmented, draw_frames, placed, prepared, surest, test_frames
-from vsuite.video_pose.action.film import cut, drawn_square, film_facts, read_frames, square_of
+from vsuite.video_pose.action.film import cut, drawn_square, square_of
 from vsuite.video_pose.action.settings import ActionSettings, AugmentSettings, ClipSettings
+from vsuite.video_pose.data.videos import read_frames, video_facts
 from vsuite.video_pose.models.deformable3d import PoseTransformer, RGBPoseTransformer
 from vsuite.video_pose.models.lmuformer import LMUFormer
 from vsuite.video_pose.skeletons import Skeleton
@@ -103,7 +104,7 @@ def check_film(video: Video) -> None:
     """Raises `InputError` unless the video's film decodes and has as many frames as there are poses."""
     if video.film is None:
         raise InputError(f"{video.name}: has no film, and the model looks at one")
-    count, _, _ = film_facts(video.film)
+    count = video_facts(video.film).num_frames
     if count != video.num_frames:
         raise InputError(f"{video.film}: has {count} frames, but there are poses for {video.num_frames}")
 

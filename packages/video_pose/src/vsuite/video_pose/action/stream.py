@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vsuite.core.errors import InputError
-from vsuite.video_pose.action.clips import Video, back_and_forth, placed
+from vsuite.video_pose.action.clips import Video, back_and_forth, placed, seen_scores
 from vsuite.video_pose.action.samples import as_tensors
 from vsuite.video_pose.action.settings import ClipSettings
 from vsuite.video_pose.models.lmuformer import LMUFormer
@@ -89,9 +89,8 @@ class ActionStream:
         """One frame.
 
         Args:
-            joints: J, C of one person or M, J, C; zeros or NaN where a joint is missing. People keep their places; those beyond the
-                model's number are left out.
-            scores: J or M, J.
+            joints: J, C of one person or M, J, C. People keep their places; those beyond the model's number are left out.
+            scores: J or M, J; see `Video.of`.
 
         Returns:
             A decision about the frames up to one `delay` earlier, or None where there is none yet, or the model skips this frame.
@@ -104,6 +103,8 @@ class ActionStream:
         if joints.ndim != 3 or joints.shape[1:] != (self.layout.num_joints, self.clip.dimensions):
             wanted = f"people, {self.layout.num_joints} joints ({self.layout.name}), {self.clip.dimensions}"
             raise InputError(f"a frame of the stream is {wanted}; got {joints.shape}")
+        if scores is not None and np.shape(scores) != joints.shape[:2]:
+            raise InputError(f"scores of a frame must be {joints.shape[:2]}, one for each joint; got {np.shape(scores)}")
         number = self._count
         self._count += 1
         assert self.clip.window is not None
@@ -120,12 +121,11 @@ class ActionStream:
         return [one for one in owed if one is not None]
 
     def _sample(self, joints: NDArray[np.floating], scores: NDArray[np.floating] | None) -> Tensor:
-        there = np.isfinite(joints).all(-1) & (joints != 0).any(-1)
-        found = there.astype(np.float32) if scores is None else np.where(there, np.nan_to_num(scores), 0).astype(np.float32)
+        found = seen_scores(joints, scores)
         people = self.clip.people
         padded = [(0, max(0, people - len(joints))), (0, 0)]
+        placed_at = np.pad(np.where(found[..., None] > 0, joints, 0)[:people], [*padded, (0, 0)])[:, None]
         found = np.pad(found[:people], padded)[:, None]
-        placed_at = np.pad(np.where(there[..., None], joints, 0)[:people], [*padded, (0, 0)])[:, None]
         frame = Video("stream", placed_at, found, image_shape=self.image_shape)
         return as_tensors("sequence", *placed(frame, np.zeros(1, np.int64), self.clip, self.layout))["sequence"].to(self._device)
 

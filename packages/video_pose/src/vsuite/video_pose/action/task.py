@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,13 +19,15 @@ from vsuite.core.errors import InputError
 from vsuite.core.training import TrainingDataset
 from vsuite.core.training.start import start_from
 from vsuite.video_pose.action.clips import check_video
-from vsuite.video_pose.action.data import Divided, divide, layout_of, read_videos
+from vsuite.video_pose.action.data import Divided, divide, read_videos
 from vsuite.video_pose.action.samples import Form, TestClips, TrainingClips, check_film, check_form, form_of, run_model, sizes_of
 from vsuite.video_pose.action.settings import ClipSettings
 from vsuite.video_pose.metrics.actions import confusion, mean_class_accuracy, top_k_accuracy
 from vsuite.video_pose.models.deformable3d.variants import windows_for
 from vsuite.video_pose.notes import NOTE
+from vsuite.video_pose.outcome import evenly
 from vsuite.video_pose.settings import RunSettings
+from vsuite.video_pose.skeletons import skeleton
 
 
 class Note(BaseModel):
@@ -61,7 +64,7 @@ class ActionTask:
             fraction=settings.validation.fraction,
             fold=action.fold,
         )
-        layout = layout_of(action)
+        layout = skeleton(action.layout)
         self.form = form
         self.layout = layout
         self.training = TrainingClips(divided.training, action, form, layout)
@@ -110,7 +113,7 @@ class ActionTask:
 def make_task(settings: RunSettings) -> tuple[ActionTask, str]:
     """The task of a run, with its data read and checked, and a line about them."""
     action, clip = settings.action, settings.action.clip
-    layout = layout_of(action)
+    layout = skeleton(action.layout)
     with torch.device("meta"):
         form = form_of(create_model(settings.model))
     check_form(form, clip)
@@ -120,9 +123,8 @@ def make_task(settings: RunSettings) -> tuple[ActionTask, str]:
         check_video(video, layout, clip, needs_people=form != "film")
         if form == "film" and video.film is None:
             raise InputError(f"{video.name}: has no film, and {settings.model} looks at one: action.films names their folder")
-    held_out = divided.held_out
-    most = min(len(held_out), settings.validation.most or len(held_out))
-    divided = Divided(divided.training, [held_out[len(held_out) * i // most] for i in range(most)], divided.classes, divided.about)
+    held_out = [divided.held_out[i] for i in evenly(len(divided.held_out), settings.validation.most)]
+    divided = replace(divided, held_out=held_out)
     if form == "film":
         check_film(divided.training[0])
     task = ActionTask(settings, divided, form)

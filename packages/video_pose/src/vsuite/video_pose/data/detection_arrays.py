@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vsuite.core.errors import InputError
 from vsuite.video_pose.data.arrays import read_npy
@@ -146,15 +147,7 @@ def _from_array(
 def _read_csv(path: Path, layout: str | None, sort: bool) -> Detections:
     """A line a person and frame. Columns: frame, person (if there are several), then NAME_x, NAME_y and perhaps NAME_score of each
     joint, or x0, y0 and perhaps score0 where the layout is named. Empty is missing."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            header, *lines = [line for line in csv.reader(file) if line]
-        table = np.array([[float(cell) if cell.strip() else np.nan for cell in line] for line in lines], np.float64)
-    except (OSError, ValueError, csv.Error) as error:
-        raise InputError(f"{path}: cannot be read as a table of numbers with a header: {' '.join(str(error).split())}") from error
-    header = [name.strip() for name in header]
-    if table.ndim != 2 or table.shape[1] != len(header) or "frame" not in header:
-        raise InputError(f"{path}: every line must have the {len(header)} columns of the header, and one of them must be 'frame'")
+    header, table = _table(path)
     joints = [name.removesuffix("_x") for name in header if name.endswith("_x")]
     numbered = [name for name in header if name[:1] == "x" and name[1:].isdecimal()]
     if joints:
@@ -173,6 +166,32 @@ def _read_csv(path: Path, layout: str | None, sort: bool) -> Detections:
     points = np.stack([table[:, [places[x], places[y]]] for x, y, _ in columns], axis=1).astype(np.float32)  # lines, J, 2
     scores = np.stack([table[:, places[s]] if s in places else np.ones(len(table)) for *_, s in columns], axis=1).astype(np.float32)
     return _from_lines(path, skeleton.name, table[:, places["frame"]], _column(table, places, "person"), points, scores, sort)
+
+
+def _table(path: Path) -> tuple[list[str], NDArray[np.float64]]:
+    """The header of a CSV file and the numbers below it, one of which is the frame's; NaN where a cell is empty."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file)
+            lines = [(reader.line_num, line) for line in reader if line]
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError(f"{path}: cannot be read as a table: {' '.join(str(error).split())}") from error
+    if not lines:
+        raise InputError(f"{path}: is empty")
+    header = [name.strip() for name in lines.pop(0)[1]]
+    if "frame" not in header:
+        raise InputError(f"{path}: has no column 'frame'; commas stand between its columns")
+    if not lines:
+        raise InputError(f"{path}: has a header and no line below it")
+    rows = []
+    for number, line in lines:
+        if len(line) != len(header):
+            raise InputError(f"{path}: line {number} has {len(line)} cells, and the header {len(header)}")
+        try:
+            rows.append([float(cell) if cell.strip() else np.nan for cell in line])
+        except ValueError as error:
+            raise InputError(f"{path}: line {number}: {error}") from error
+    return header, np.array(rows, np.float64)
 
 
 def _column(table: Any, places: Mapping[str, int], name: str) -> Any:

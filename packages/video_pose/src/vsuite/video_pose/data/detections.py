@@ -29,6 +29,7 @@ from vsuite.video_pose.data.detection_files import (
     split_numbers,
     video_of,
 )
+from vsuite.video_pose.outcome import find_files
 
 SUFFIXES = (".json", ".npz", ".npy", ".csv")
 # OpenPose's models by the numbers of a person: x, y and confidence of each joint.
@@ -68,20 +69,14 @@ def read_detections(path: str | Path, *, layout: str | None = None, sort: bool =
 
 def find_detections(inputs: Sequence[str | Path]) -> list[Path]:
     """The files and OpenPose folders in files, folders and patterns; raises `InputError` for what does not exist or holds none."""
-    import glob
 
-    found: list[Path] = []
-    for given in inputs:
-        path = Path(given)
-        if is_openpose(path) or path.is_file():
-            found.append(path)
-            continue
-        inside = sorted(path.iterdir()) if path.is_dir() else [Path(name) for name in sorted(glob.glob(str(given), recursive=True))]
-        usable = [entry for entry in inside if entry.suffix in SUFFIXES or is_openpose(entry)]
-        if not usable:
-            raise InputError(f"{given}: " + ("holds no 2D poses" if path.is_dir() else "no such file or folder, and no file matches it"))
-        found += usable
-    return list(dict.fromkeys(found))
+    def usable(path: Path) -> bool:
+        return path.suffix in SUFFIXES or is_openpose(path)
+
+    def inside(folder: Path) -> list[Path]:
+        return [folder] if is_openpose(folder) else [path for path in sorted(folder.iterdir()) if usable(path)]
+
+    return find_files(inputs, inside, usable, "2D poses")
 
 
 def is_openpose(path: Path) -> bool:
@@ -111,7 +106,9 @@ def _read_openpose(folder: Path, layout: str | None) -> Detections:
             identity = np.ravel(person.get("person_id", -1))
             track = int(identity[0]) if identity.size and identity[0] >= 0 else None
             people.append(Found(frame, track, points, scores))
-    return replace(video_of(folder, layout_of(folder, implied or layout, layout), people, numbers), name=folder.name)
+    if implied is None:
+        raise InputError(f"{folder}: nobody is seen in any of its {len(files)} files")
+    return replace(video_of(folder, layout_of(folder, implied, layout), people, numbers), name=folder.name)
 
 
 def _read_json(path: Path, layout: str | None, sort: bool) -> Detections:

@@ -134,5 +134,5 @@ def filled(track: Track, target: Skeleton) -> tuple[Array, NDArray[np.bool_]]:
     made = convert(missing[..., None].astype(np.float32), track.layout, target)[..., 0] > 0
     never = [target.names[joint] for joint in range(target.num_joints) if np.isnan(found[:, joint]).any()]
     if never:
-        raise InputError(f"person {track.number}: never seen is what {', '.join(never)} {'is' if len(never) == 1 else 'are'} made from")
+        raise InputError(f"person {track.number}: no frame shows what {', '.join(never)} {'is' if len(never) == 1 else 'are'} made from")
     return found.astype(np.float32), made

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vsuite.core.errors import InputError
+from vsuite.video_pose.data.arrays import names_of, read_npy, read_npz
 from vsuite.video_pose.data.digits import draw_digits, read_digits
 from vsuite.video_pose.data.videos import VIDEO_SUFFIXES, list_pictures
 from vsuite.video_pose.forecast.clips import TEST_SEED, ArrayClips, Clips, MovingDigits, Part, VideoClips
 from vsuite.video_pose.forecast.settings import ForecastSettings, Layout
 from vsuite.video_pose.forecast.weather import read_weather
+from vsuite.video_pose.outcome import evenly
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("test", "val", "train")  # that are judged by, the best ones first
@@ -95,7 +96,7 @@ def find_layout(path: str | Path) -> Layout:
     if path.name == TEST_SEQUENCES or "idx3-ubyte" in path.name:
         return "moving_mnist"
     if path.suffix == ".npz" and path.is_file():
-        return "taxibj" if "X_train" in _names(path) else "moving_mnist"
+        return "taxibj" if "X_train" in names_of(path) else "moving_mnist"
     if path.suffix == ".npy":
         return "clips"
     if path.suffix == ".nc":
@@ -103,28 +104,6 @@ def find_layout(path: str | Path) -> Layout:
     if path.suffix.lower() in VIDEO_SUFFIXES:
         return "videos"
     raise InputError(f"{path}: is no data set of videos; set forecast.layout where its name does not say what it is")
-
-
-def _names(path: Path) -> list[str]:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return archive.files
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error
-
-
-def load_array(path: Path, name: str | None = None) -> NDArray:
-    """An array of a `.npy`, or of a `.npz` by name, never by unpickling; raises `InputError` for what cannot be read."""
-    try:
-        found = np.load(path, allow_pickle=False)
-        if name is None:
-            return found
-        with found:
-            return found[name]
-    except KeyError as error:
-        raise InputError(f"{path}: has no array {name!r}; it has {', '.join(_names(path))}") from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error
 
 
 def check_finite(values: NDArray, source: object) -> None:
@@ -163,7 +142,7 @@ def _moving_mnist(path: str | Path, settings: ForecastSettings) -> ForecastData:
 
 
 def _test_sequences(path: Path, total: int) -> Clips:
-    sequences = load_array(path)
+    sequences = read_npy(path)
     if sequences.ndim != 4 or sequences.dtype != np.uint8 or len(sequences) < total:
         raise InputError(f"{path}: must be (frames, clips, height, width), uint8, {total} frames or more; got {sequences.shape}")
     return ArrayClips(list(sequences[:total, :, None].swapaxes(0, 1)), total, std=255)
@@ -174,7 +153,7 @@ def _taxibj(path: Path, settings: ForecastSettings) -> ForecastData:
     path = path / "dataset.npz" if path.is_dir() else path
     splits: dict[Split, Clips] = {}
     for split in ("train", "test"):
-        observed, later = (load_array(path, f"{letter}_{split}") for letter in "XY")
+        observed, later = (read_npz(path, name)[name] for name in (f"X_{split}", f"Y_{split}"))
         wanted = f"(clips, {settings.frames}, channels, height, width)"
         if observed.ndim != 5 or observed.shape != later.shape or observed.shape[1] != settings.frames:
             raise InputError(f"{path}: X_{split} and Y_{split} must be {wanted}; got {observed.shape} and {later.shape}")
@@ -196,6 +175,8 @@ def _weatherbench(path: Path, settings: ForecastSettings, scale: tuple[float, fl
             raise InputError(f"{path}: has none of the years {settings.years['train']} to train on")
         # In float64, as thousands of millions of values are added up.
         scale = float(found["train"].mean(dtype=np.float64)), float(found["train"].std(dtype=np.float64))
+        if not scale[1] > 0:
+            raise InputError(f"{path}: {settings.variable} has one value everywhere; there is nothing to learn")
     if not found:
         raise InputError(f"{path}: has none of the years of {', '.join(settings.years)}")
     mean, std = scale
@@ -207,7 +188,7 @@ def _weatherbench(path: Path, settings: ForecastSettings, scale: tuple[float, fl
 
 
 def _array(path: Path, settings: ForecastSettings) -> ForecastData:
-    clips = frames_of(load_array(path), path, dims=5)
+    clips = frames_of(read_npy(path), path, dims=5)
     return ForecastData("clips", {"train": ArrayClips(list(clips), 2 * settings.frames, stride=settings.stride, hop=settings.hop)})
 
 
@@ -238,7 +219,7 @@ def _videos(path: Path, settings: ForecastSettings) -> ForecastData:
     if path.is_dir() and (path / "train").is_dir():
         return ForecastData("videos", {split: clips(find_videos(path / split)) for split in named if (path / split).is_dir()})
     videos = find_videos(path)
-    if len(videos) > 1 and len(videos) >= 5:
+    if len(videos) >= 5:
         # Clips of one video resemble each other: whole videos are held out.
         held_out = videos[::10] if len(videos) >= 10 else videos[:1]
         return ForecastData("videos", {"train": clips([v for v in videos if v not in held_out]), "val": clips(held_out)})
@@ -272,15 +253,10 @@ def held_out(data: ForecastData, fraction: float, most: int | None) -> tuple[Cli
         raise InputError(f"there is nothing to train on; the data set has only {', '.join(data.splits)}")
     training = data.splits["train"]
     if "val" in data.splits:
-        return training, _evenly(data.splits["val"], most)
+        validation = data.splits["val"]
+        return training, Part(validation, evenly(len(validation), most))
     count = max(1, round(len(training) * fraction))
     if count >= len(training):
         raise InputError(f"{len(training)} clips are too few to train on and to validate on")
     first = len(training) - count
-    return Part(training, range(first)), _evenly(Part(training, range(first, len(training))), most)
-
-
-def _evenly(clips: Clips, most: int | None) -> Clips:
-    if most is None or most >= len(clips):
-        return clips
-    return Part(clips, [number * len(clips) // most for number in range(most)])
+    return Part(training, range(first)), Part(training, [first + number for number in evenly(count, most)])

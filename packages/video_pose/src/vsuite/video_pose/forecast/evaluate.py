@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ from vsuite.video_pose.forecast.note import Note
 from vsuite.video_pose.forecast.predict import Predictor, as_rgb
 from vsuite.video_pose.forecast.settings import ForecastSettings
 from vsuite.video_pose.forecast.task import BATCH, halves
+from vsuite.video_pose.outcome import evenly, write_csv
 from vsuite.video_pose.render.strips import write_animation, write_strip
 
 PICTURES = 4
@@ -73,12 +72,11 @@ def evaluate(
     clips = read_data(data, settings or settings_of(note), scale=(note.mean, note.std)).split(split)
     if clips.shape != (2 * note.frames, *note.frame):
         raise InputError(f"{data}: its clips are {clips.shape}, and those of this model {(2 * note.frames, *note.frame)}")
-    count = len(clips) if most is None else min(most, len(clips))
-    chosen = [number * len(clips) // count for number in range(count)]
+    chosen = evenly(len(clips), most)
     found = judge(predictor, clips, chosen)
     show(found, note)
     write(found, out, data=str(data), split=split, weights=str(weights), layout=note.layout)
-    for number in chosen[:: max(1, count // PICTURES)][:PICTURES]:
+    for number in (chosen[place] for place in evenly(len(chosen), PICTURES)):
         observed, later = halves(clips.clip(number, None))
         predicted = predictor.predict_batch(observed[None])[0]
         shown = [as_rgb(note.restore(part) if note.layout == "weatherbench" else part, note) for part in (observed, predicted, later)]
@@ -137,12 +135,8 @@ def write(found: Evaluation, out: Path, **facts: Any) -> None:
     rows = {name: {figure: _finite(value) for figure, value in values.items()} for name, values in found.rows.items()}
     content = {**facts, "clips": found.clips, "definitions": found.definitions, "figures": rows}
     write_text(out / "metrics.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["frame", *found.definitions])
-    for number, values in enumerate(found.frames, 1):
-        writer.writerow([number, *("" if _finite(value) is None else repr(value) for value in values.values())])
-    write_text(out / "frames.csv", text.getvalue())
+    lines = ([number, *map(_finite, values.values())] for number, values in enumerate(found.frames, 1))
+    write_csv(out / "frames.csv", [["frame", *found.definitions], *lines])
 
 
 def _finite(value: float) -> float | None:

@@ -11,6 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from vsuite.core.errors import InputError
 from vsuite.video_pose.forecast.settings import YEARS, Colours, Layout, Years
 
+MOST = 4.0  # pictures lie in [0, 1], predicted ones a little beyond; higher are the values of bytes in another type
+
+MOST = 4.0  # pictures lie in [0, 1], predicted ones a little beyond; higher are the values of bytes in another type
+
 
 class Note(BaseModel):
     """The input of a model, and the unit of its output.
@@ -43,11 +47,13 @@ class Note(BaseModel):
         return self.channels, self.height, self.width
 
     def check(self, frames: NDArray[np.floating], source: object) -> None:
-        """Raises `InputError` unless frames (..., T, C, H, W) are of the shape that the model takes, and T is enough."""
+        """Raises `InputError` unless frames (..., T, C, H, W) are of the shape and in the range that the model takes, and T is enough."""
         if frames.shape[-3:] != self.frame:
             raise InputError(
                 f"{source}: frames must be {_sizes(self.frame)}, channels first, for this model; got {_sizes(frames.shape[-3:])}"
             )
+        if self.layout in ("moving_mnist", "videos") and frames.size and np.abs(frames).max() > MOST:
+            raise InputError(f"{source}: pictures must be bytes, or lie in [0, 1]; their values reach {np.abs(frames).max():g}")
         if frames.shape[-4] < self.frames:
             raise InputError(f"{source}: has {frames.shape[-4]} frames; this model observes {self.frames}")
 

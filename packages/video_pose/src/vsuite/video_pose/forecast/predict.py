@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import glob
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from vsuite.core.devices import autocast, pick_device
-from vsuite.core.errors import InputError
+from vsuite.core.errors import InputError, unknown
 from vsuite.core.files import atomic_path
 from vsuite.core.optimize import optimize_for_inference
 from vsuite.core.terminal import console
+from vsuite.video_pose.data.arrays import read_npy
 from vsuite.video_pose.data.videos import VIDEO_SUFFIXES, list_pictures, stream_frames
 from vsuite.video_pose.forecast.clips import prepared
-from vsuite.video_pose.forecast.data import frames_of, load_array
+from vsuite.video_pose.forecast.data import frames_of
 from vsuite.video_pose.forecast.note import Note
 from vsuite.video_pose.notes import load_model
-from vsuite.video_pose.outcome import Summary
+from vsuite.video_pose.outcome import Summary, check_names, check_results, find_files
 from vsuite.video_pose.render.strips import write_animation, write_strip
 
 Clip = NDArray[np.float32]
@@ -42,6 +42,8 @@ class Predictor:
     """
 
     def __init__(self, source: str | Path, *, device: str | torch.device | None = None, precision: Precision = "fp32") -> None:
+        if precision not in get_args(Precision):
+            raise unknown("precision", precision, get_args(Precision))
         network, self.note = load_model(source, "forecast", Note)
         self.device, self.precision = pick_device(device), precision
         self.model: Any = optimize_for_inference(network).to(self.device)
@@ -74,21 +76,11 @@ def find_inputs(inputs: Sequence[str | Path]) -> list[Path]:
     Raises:
         InputError: for what does not exist, and folders and patterns without any of these.
     """
-    found: list[Path] = []
-    for given in inputs:
-        path = Path(given)
-        if path.is_dir():
-            inside = [path] if list_pictures(path) else sorted(file for file in path.iterdir() if _usable(file))
-        elif path.exists():
-            inside = [path]
-        else:
-            inside = [file for name in sorted(glob.glob(str(given), recursive=True)) if _usable(file := Path(name))]
-            if not inside:
-                raise InputError(f"{given}: no such file or folder, and no file matches it")
-        if not inside:
-            raise InputError(f"{given}: holds no videos, no pictures and no .npy")
-        found += inside
-    return list(dict.fromkeys(found))
+
+    def inside(folder: Path) -> list[Path]:
+        return [folder] if list_pictures(folder) else sorted(file for file in folder.iterdir() if _usable(file))
+
+    return find_files(inputs, inside, _usable, "videos, no pictures and no .npy")
 
 
 def _usable(path: Path) -> bool:
@@ -121,14 +113,8 @@ def predict_files(
         raise InputError(f"the first frame must be 0 or more; got {start}")
     paths, out = find_inputs(inputs), Path(out)
     names = [path.name if path.is_dir() else path.stem for path in paths]
-    doubled = next((name for name in names if names.count(name) > 1), None)
-    if doubled is not None:
-        raise InputError(f"two inputs are called {doubled!r}, and their results would be too; predict them into different folders")
-    if out.is_file():
-        raise InputError(f"{out}: is a file; --out names a folder")
-    present = [out / f"{name}{ending}" for name in names for ending in (".npy", ".png", ".gif") if (out / f"{name}{ending}").exists()]
-    if present and not overwrite:
-        raise InputError(f"{present[0]}: exists; --overwrite replaces it")
+    check_names(names)
+    check_results(out, (f"{name}{ending}" for name in names for ending in (".npy", ".png", ".gif")), overwrite=overwrite)
     summary = Summary()
     with console(stderr=True).status("") as status:
         for number, (name, path) in enumerate(zip(names, paths, strict=True), 1):
@@ -165,9 +151,10 @@ def _read(path: Path, note: Note, num_frames: int, start: int | None) -> tuple[C
     """The observed frames, and those after them where the start is given and all of these are there."""
     total = note.frames if start is None else note.frames + num_frames
     if path.suffix.lower() == ".npy":
-        frames = frames_of(load_array(path), path, dims=4)
+        frames = frames_of(read_npy(path), path, dims=4)
         note.check(frames, path)
-        chosen = frames[-note.frames :] if start is None else frames[start : start + total]
+        frames = frames[:: -note.stride][::-1] if start is None else frames[start :: note.stride]
+        chosen = frames[-total:] if start is None else frames[:total]
     else:
         chosen = _chosen(stream_frames(path), note, total, start)
     if len(chosen) < note.frames:

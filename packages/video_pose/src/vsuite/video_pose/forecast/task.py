@@ -18,6 +18,7 @@ from vsuite.video_pose.forecast.data import ForecastData, held_out, read_data
 from vsuite.video_pose.forecast.figures import Figures
 from vsuite.video_pose.forecast.note import Note
 from vsuite.video_pose.notes import NOTE
+from vsuite.video_pose.outcome import evenly
 from vsuite.video_pose.render.strips import write_strip
 from vsuite.video_pose.settings import RunSettings
 
@@ -113,9 +114,9 @@ class ForecastTask:
 
     def pictures(self, model: nn.Module, device: torch.device, folder: Path) -> list[Path]:
         """A strip of each of some validation clips."""
-        count, paths = min(self.settings.validation.pictures, len(self.validation)), []
-        for number in range(count):
-            observed, later = halves(self.validation.clip(number * len(self.validation) // count, None))
+        paths = []
+        for number, place in enumerate(evenly(len(self.validation), self.settings.validation.pictures)):
+            observed, later = halves(self.validation.clip(place, None))
             predicted = model(torch.from_numpy(observed)[None].to(device))[0].float().cpu().numpy()
             paths.append(write_strip(folder / f"clip_{number}.png", observed, predicted, later))
         return paths

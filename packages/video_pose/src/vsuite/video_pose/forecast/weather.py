@@ -25,7 +25,12 @@ def read_weather(path: Path, variable: str, first: int, last: int) -> NDArray[np
         InputError: for files that cannot be read, that lack the variable, or are of several grids, and for years that are missing
             between others.
     """
-    files = {year: file for file in _files(path) if first <= (year := year_of(file)) <= last}
+    files: dict[int, Path] = {}
+    for file in _files(path):
+        if first <= (year := year_of(file)) <= last:
+            if year in files:
+                raise InputError(f"{path}: {files[year].name} and {file.name} are of one year; give the folder of one variable and grid")
+            files[year] = file
     if not files:
         return None
     missing = sorted(set(range(min(files), max(files) + 1)) - set(files))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -46,18 +46,21 @@ def find_words(root: str | Path) -> list[str]:
 def read_recordings(root: str | Path, split: str, *, words: Sequence[str], fraction: float) -> list[Clip]:
     """The recordings of one split: "train", "validation" or "test".
 
-    By the lists that Speech Commands comes with; where there are none, `fraction` of the speakers validate, and "test" is the same.
-    A speaker is what stands before "_nohash_" in a name, as in that data set, else the whole name.
+    By the lists that Speech Commands comes with; where there are none, `fraction` of the speakers, and one at least, validate, and
+    "test" is the same. A speaker is what stands before "_nohash_" in a name, as in that data set, else the whole name.
 
     Raises:
-        InputError: as `read_speech_commands`, and where a split is empty.
+        InputError: as `read_speech_commands`, where a split is empty, and where there is one speaker alone.
     """
     root = Path(root)
     if any((root / name).is_file() for name in LISTS.values()):
         found = read_speech_commands(root, split, words=list(words))
     else:
-        held_out = split != "train"
-        found = [clip for clip in _all(root, words) if (_place(clip.path) < fraction) == held_out]
+        clips = _all(root, words)
+        held_out = _held_out({_speaker(clip.path) for clip in clips}, fraction)
+        if not held_out:
+            raise InputError(f"{root}: all recordings are of one speaker; two or more are needed to hold one out")
+        found = [clip for clip in clips if (_speaker(clip.path) in held_out) == (split != "train")]
     if not found:
         raise InputError(f"{root}: has no recordings for the split {split!r}")
     return found
@@ -73,9 +76,20 @@ def _all(root: Path, words: Sequence[str]) -> list[Clip]:
     return found
 
 
-def _place(path: Path) -> float:
-    """From 0 to 1, the same for all recordings of a speaker."""
-    digest = hashlib.sha1(re.sub(r"_nohash_.*$", "", path.stem).encode(), usedforsecurity=False).digest()
+def _speaker(path: Path) -> str:
+    return re.sub(r"_nohash_.*$", "", path.stem)
+
+
+def _held_out(speakers: set[str], fraction: float) -> set[str]:
+    """Those with a checksum below `fraction`, so that speakers keep their side when others come; but some, and not all."""
+    places = {speaker: _place(speaker) for speaker in speakers}
+    count = sum(place < fraction for place in places.values())
+    return set(sorted(speakers, key=places.__getitem__)[: min(max(1, count), len(speakers) - 1)])
+
+
+def _place(speaker: str) -> float:
+    """From 0 to 1, by a checksum."""
+    digest = hashlib.sha1(speaker.encode(), usedforsecurity=False).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
@@ -98,13 +112,13 @@ def features_of(waveform: NDArray[np.float32], settings: KeywordSettings) -> NDA
     return normalise(fit_length(log_mel(waveform, num_mel_bins=settings.mel_bins), settings.frames))
 
 
-def windows_of(waveform: NDArray[np.float32], settings: KeywordSettings) -> list[tuple[float, NDArray[np.float32]]]:
+def windows_of(waveform: NDArray[np.float32], settings: KeywordSettings) -> Iterator[tuple[float, NDArray[np.float32]]]:
     """A recording of any length as clips half a clip apart: when each begins, in seconds, and its features."""
     length = round((settings.frames - 1) * SHIFT_SECONDS * SAMPLE_RATE) + int(FRAME_SECONDS * SAMPLE_RATE)
     last = max(0, len(waveform) - length)
     steps = -(-2 * last // length)
-    starts = [round(last * step / max(1, steps)) for step in range(steps + 1)]
-    return [(start / SAMPLE_RATE, features_of(waveform[start : start + length], settings)) for start in starts]
+    for start in (round(last * step / max(1, steps)) for step in range(steps + 1)):
+        yield start / SAMPLE_RATE, features_of(waveform[start : start + length], settings)
 
 
 class WordSamples:

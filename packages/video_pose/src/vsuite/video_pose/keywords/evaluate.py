@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +19,7 @@ from vsuite.video_pose.keywords.data import features_of, find_words, read_record
 from vsuite.video_pose.keywords.predict import Predictor
 from vsuite.video_pose.keywords.task import figures, score_words
 from vsuite.video_pose.metrics.actions import confusion
+from vsuite.video_pose.outcome import write_csv
 
 BATCH = 32
 SHARES = (0.25, 0.5, 0.68, 0.75, 1.0)  # 0.68: the 87 of 128 frames after which the paper stops
@@ -111,14 +110,7 @@ def _write(content: dict[str, Any], out: Path, clips: Sequence[Clip], scores: ND
     write_text(out / "metrics.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
     rows: list[list[Any]] = [["file", "truth", "word", "score"]]
     rows += [[clip.path, words[clip.label], words[int(row.argmax())], f"{row.max():.4f}"] for clip, row in zip(clips, scores, strict=True)]
-    write_text(out / "predictions.csv", _csv(rows))
-    write_text(
-        out / "confusion.csv", _csv([["true \\ found", *words], *([word, *row] for word, row in zip(words, table.tolist(), strict=True))])
-    )
+    write_csv(out / "predictions.csv", rows)
+    counts = ([word, *row] for word, row in zip(words, table.tolist(), strict=True))
+    write_csv(out / "confusion.csv", [["true \\ found", *words], *counts])
     confusion_picture(table, words, out / "confusion.png")
-
-
-def _csv(rows: Sequence[Sequence[Any]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()

@@ -6,9 +6,7 @@ from pathlib import Path
 
 import torch
 
-from vsuite.core.errors import InputError
-from vsuite.core.files import atomic_path
-from vsuite.core.onnx import quiet_exporter, require_onnx
+from vsuite.video_pose.export import check_export, write_onnx
 from vsuite.video_pose.keywords.predict import Predictor
 
 TOLERANCE = 1e-3
@@ -26,26 +24,8 @@ def export_onnx(weights: str | Path, out: str | Path) -> str:
     Raises:
         InputError: if packages are missing, and if the file's output differs by more than `TOLERANCE`.
     """
-    require_onnx("vsuite-video-pose")
-    out = Path(out)
-    if out.suffix != ".onnx":
-        raise InputError(f"{out}: its name must end in .onnx")
+    out = check_export(out)
     predictor = Predictor(weights, device="cpu")
     features = torch.randn(1, predictor.note.frames, predictor.note.mel_bins, generator=torch.Generator().manual_seed(0))
-    with quiet_exporter(), torch.no_grad():
-        program = torch.onnx.export(
-            predictor.model, (features,), input_names=["features"], output_names=["scores"], dynamo=True, verbose=False
-        )
-    assert program is not None
-    with atomic_path(out) as temporary:
-        import onnxruntime
-
-        program.save(temporary)
-        session = onnxruntime.InferenceSession(temporary, providers=["CPUExecutionProvider"])
-        with torch.inference_mode():
-            wanted = predictor.model(features)
-        (found,) = session.run(None, {"features": features.numpy()})
-        difference = float((torch.from_numpy(found) - wanted).abs().max())
-        if not difference <= TOLERANCE:
-            raise InputError(f"{out}: not written, as its output differs from the model's by {difference:.1e}")
+    difference = write_onnx(predictor.model, {"features": features}, "scores", out, tolerance=TOLERANCE)
     return f"{out}: takes features {tuple(features.shape)}; differs from the model by at most {difference:.1e}"

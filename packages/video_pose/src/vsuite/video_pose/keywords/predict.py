@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -23,9 +22,11 @@ from vsuite.video_pose.keywords.data import read_word, windows_of
 from vsuite.video_pose.keywords.task import Note
 from vsuite.video_pose.models.lmuformer import LMUFormer
 from vsuite.video_pose.notes import load_model
-from vsuite.video_pose.outcome import Summary
+from vsuite.video_pose.outcome import Summary, check_results, find_files, free_name, write_csv
 
+T = TypeVar("T")
 Precision = Literal["fp32", "bf16", "fp16"]
+BATCH = 32  # clips a call of the network
 CHUNK = 1600  # samples that `--stream` reads at a time: 0.1 s
 
 
@@ -70,16 +71,20 @@ class Predictor:
             recording: a WAV file, or samples at 16 kHz in [-1, 1].
 
         Raises:
-            InputError: for files that cannot be read, other rates, and fewer than 25 ms.
+            InputError: for files that cannot be read, other rates, fewer than 25 ms, and NaN.
         """
         waveform = read_word(Path(recording)) if isinstance(recording, str | Path) else np.asarray(recording, np.float32)
-        clips = windows_of(waveform, self.settings)
-        features = torch.from_numpy(np.stack([one for _, one in clips])).to(self.device)
-        with torch.inference_mode(), autocast(self.device, self.precision):
-            found = torch.sigmoid(self.model(features).float()).cpu().numpy()
+        if waveform.ndim != 1 or len(waveform) < FRAME_SECONDS * SAMPLE_RATE:
+            raise InputError(f"a recording is a row of {FRAME_SECONDS * SAMPLE_RATE:.0f} samples or more; got {waveform.shape}")
         length = (self.settings.frames - 1) * SHIFT_SECONDS + FRAME_SECONDS
-        ends = [min(start + length, len(waveform) / SAMPLE_RATE) for start, _ in clips]
-        return [Heard(end, row) for end, row in zip(ends, found, strict=True)]
+        heard = []
+        for clips in _some(windows_of(waveform, self.settings), BATCH):
+            features = torch.from_numpy(np.stack([one for _, one in clips])).to(self.device)
+            with torch.inference_mode(), autocast(self.device, self.precision):
+                found = torch.sigmoid(self.model(features).float()).cpu().numpy()
+            ends = (min(start + length, len(waveform) / SAMPLE_RATE) for start, _ in clips)
+            heard += [Heard(end, row) for end, row in zip(ends, found, strict=True)]
+        return heard
 
     def stream(self, *, window: int | None = None) -> KeywordStream:
         """Answers while samples come in; see `KeywordStream`."""
@@ -148,8 +153,14 @@ class KeywordStream:
         return Heard(seconds, torch.sigmoid(answer[0].float()).cpu().numpy())
 
 
+def _some(values: Iterator[T], count: int) -> Iterator[list[T]]:
+    """`count` at a time; long recordings are never whole in memory as clips."""
+    while part := list(itertools.islice(values, count)):
+        yield part
+
+
 def stream_recording(predictor: Predictor, path: Path, chunk: int = CHUNK) -> Iterator[Heard]:
-    """The answers about a WAV file as they come, read `chunk` samples at a time."""
+    """The answers about a WAV file as they come, with `chunk` samples at a time."""
     stream, waveform = predictor.stream(), read_word(path)
     for start in range(0, len(waveform), chunk):
         yield from stream.push(waveform[start : start + chunk])
@@ -157,23 +168,8 @@ def stream_recording(predictor: Predictor, path: Path, chunk: int = CHUNK) -> It
 
 
 def find_recordings(inputs: Sequence[str | Path]) -> list[Path]:
-    """The WAV files in files and folders (with their sub-folders).
-
-    Raises:
-        InputError: for what does not exist, and folders without WAV files.
-    """
-    found: list[Path] = []
-    for given in map(Path, inputs):
-        if given.is_dir():
-            inside = sorted(given.rglob("*.wav"))
-            if not inside:
-                raise InputError(f"{given}: holds no WAV files")
-            found += inside
-        elif given.is_file():
-            found.append(given)
-        else:
-            raise InputError(f"{given}: no such file or folder")
-    return list(dict.fromkeys(found))
+    """The WAV files in files, folders (with their sub-folders) and patterns; see `outcome.find_files`."""
+    return find_files(inputs, lambda folder: sorted(folder.rglob("*.wav")), lambda path: path.suffix.lower() == ".wav", "WAV files")
 
 
 def predict_files(
@@ -188,58 +184,59 @@ def predict_files(
     """
     out, summary = Path(out), Summary()
     paths = find_recordings(inputs)
-    if out.is_file():
-        raise InputError(f"{out}: is a file; --out names a folder")
-    for name in ("keywords.json", "keywords.csv"):
-        if (out / name).exists() and not overwrite:
-            raise InputError(f"{out / name}: exists; --overwrite replaces it")
+    check_results(out, ("keywords.json", "keywords.csv"), overwrite=overwrite)
     if stream:
         predictor.stream()
-    words, found = predictor.note.words, []
+    found: list[dict[str, Any]] = []
+    taken: set[str] = set()
     for path in paths:
         try:
-            heard = predictor.predict(path)
-            extra = {"stream": _write_stream(predictor, path, out)} if stream else {}
+            entry = _entry(predictor, path, top)
+            if stream:
+                entry["stream"] = _write_stream(predictor, path, out, free_name("_".join([*path.parts[-2:-1], path.stem, "stream"]), taken))
         except InputError as error:
             summary.failed.append(str(error))
             continue
-        highest = np.max([one.probabilities for one in heard], axis=0)
-        ranked = [{"word": words[i], "probability": round(float(highest[i]), 6)} for i in np.argsort(-highest, kind="stable")[:top]]
-        clips = [
-            {"until_seconds": round(one.seconds, 3), "word": words[int(one.probabilities.argmax())], "probability": _best(one)}
-            for one in heard
-        ]
-        found.append({"file": str(path), **ranked[0], "top": ranked, "clips": clips} | extra)
-        summary.lines.append(f"{path}: " + ", ".join(f"{one['word']} {100 * one['probability']:.0f} %" for one in ranked[:2]))
+        found.append(entry)
+        summary.lines.append(f"{path}: " + ", ".join(f"{one['word']} {100 * one['probability']:.0f} %" for one in entry["top"][:2]))
     if found:
-        content = {"weights": predictor.source, "words": words, "recordings": found}
-        write_text(out / "keywords.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
-        rows = [[entry["file"], *(value for one in entry["top"] for value in one.values())] for entry in found]
-        count = len(found[0]["top"])
-        write_text(
-            out / "keywords.csv", _csv(["file", *(f"{what}_{i + 1}" for i in range(count) for what in ("word", "probability"))], rows)
-        )
+        _write(found, predictor, out)
     return summary
+
+
+def _entry(predictor: Predictor, path: Path, top: int) -> dict[str, Any]:
+    words, heard = predictor.note.words, predictor.predict(path)
+    highest = np.max([one.probabilities for one in heard], axis=0)
+    ranked = [{"word": words[i], "probability": round(float(highest[i]), 6)} for i in np.argsort(-highest, kind="stable")[:top]]
+    clips = [
+        {"until_seconds": round(one.seconds, 3), "word": words[int(one.probabilities.argmax())], "probability": _best(one)} for one in heard
+    ]
+    return {"file": str(path), **ranked[0], "top": ranked, "clips": clips}
+
+
+def _write(found: Sequence[dict[str, Any]], predictor: Predictor, out: Path) -> None:
+    content = {"weights": predictor.source, "words": predictor.note.words, "recordings": found}
+    write_text(out / "keywords.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
+    places = range(1, len(found[0]["top"]) + 1)
+    head = ["file", *(f"{what}_{place}" for place in places for what in ("word", "probability"))]
+    rows = ([entry["file"], *(value for one in entry["top"] for value in one.values())] for entry in found)
+    write_csv(out / "keywords.csv", [head, *rows])
 
 
 def _best(heard: Heard) -> float:
     return round(float(heard.probabilities.max()), 6)
 
 
-def _write_stream(predictor: Predictor, path: Path, out: Path) -> str:
+def _write_stream(predictor: Predictor, path: Path, out: Path, name: str) -> str:
     words = predictor.note.words
     rows = [
-        [f"{one.seconds:.3f}", words[int(one.probabilities.argmax())], _best(one), *(f"{value:.6f}" for value in one.probabilities)]
+        [
+            f"{one.seconds:.3f}",
+            words[int(one.probabilities.argmax())],
+            f"{_best(one):.6f}",
+            *(f"{value:.6f}" for value in one.probabilities),
+        ]
         for one in stream_recording(predictor, path)
     ]
-    name = f"{path.parent.name}_{path.stem}_stream.csv"
-    write_text(out / name, _csv(["seconds", "word", "probability", *words], rows))
-    return name
-
-
-def _csv(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return text.getvalue()
+    write_csv(out / f"{name}.csv", [["seconds", "word", "probability", *words], *rows])
+    return f"{name}.csv"

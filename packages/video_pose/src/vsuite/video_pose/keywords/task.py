@@ -21,6 +21,7 @@ from vsuite.video_pose.keywords.data import WordSamples, features_of, find_words
 from vsuite.video_pose.keywords.settings import KeywordSettings
 from vsuite.video_pose.metrics.actions import confusion, mean_class_accuracy, top_k_accuracy
 from vsuite.video_pose.notes import NOTE
+from vsuite.video_pose.outcome import evenly
 from vsuite.video_pose.settings import RunSettings
 
 
@@ -104,8 +105,7 @@ def make_task(settings: RunSettings) -> tuple[KeywordTask, str]:
     fraction = settings.validation.fraction
     training = read_recordings(settings.data, "train", words=words, fraction=fraction)
     held_out = read_recordings(settings.data, "validation", words=words, fraction=fraction)
-    most = min(len(held_out), settings.validation.most or len(held_out))
-    held_out = [held_out[len(held_out) * i // most] for i in range(most)]
+    held_out = [held_out[i] for i in evenly(len(held_out), settings.validation.most)]
     for clip in (training[0], held_out[0]):
         read_word(clip.path)
     shown = ", ".join(words[:10]) + (", ..." if len(words) > 10 else "")

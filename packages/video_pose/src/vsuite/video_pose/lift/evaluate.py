@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -23,6 +21,7 @@ from vsuite.video_pose.lift.predict import SHIPPED, Predictor
 from vsuite.video_pose.lift.settings import LiftSettings
 from vsuite.video_pose.lift.videos import Video
 from vsuite.video_pose.metrics.pose import DEFINITIONS, UNITS, PoseReport, evaluate_poses
+from vsuite.video_pose.outcome import evenly, write_csv
 
 Split = Literal["unseen", "all"]
 PICTURES = 4
@@ -96,7 +95,7 @@ def evaluate(
     for name, report in reports.items():
         print_report(report, f"noise {name}, {report.num_frames} poses")
     _print_joints(reports, predictor.layout.names)
-    console().print("; ".join(f"{name} ({UNITS[name]}): {text}" for name, text in DEFINITIONS.items()), style="dim")
+    console().print("\n".join(f"{name} ({UNITS[name]}): {text}" for name, text in DEFINITIONS.items()), style="dim")
     facts = {"data": str(data), "weights": str(weights or SHIPPED), "about": about, "flip": flip}
     _write(reports, Path(out), predictor.layout.names, facts)
     _write_pictures(predictor, videos, noise[-1], Path(out) / "poses.png")
@@ -104,8 +103,9 @@ def evaluate(
 
 
 def print_report(report: PoseReport, title: str) -> None:
-    """Prints the figures of each action and their mean."""
-    table = new_table("action", *UNITS, right=list(UNITS), title=title)
+    """Prints the figures of each action and their mean, with their units."""
+    heads = [f"{name}\n{unit.replace(' per ', '/')}" for name, unit in UNITS.items()]
+    table = new_table("action", *heads, right=heads, title=title)
     for action, figures in sorted(report.actions.items()):
         table.add_row(action, *(f"{figures[name]:.1f}" for name in UNITS))
     table.add_row("mean of actions", *(f"{report.average[name]:.1f}" for name in UNITS))
@@ -113,7 +113,7 @@ def print_report(report: PoseReport, title: str) -> None:
 
 
 def _print_joints(reports: Mapping[str, PoseReport], names: Sequence[str]) -> None:
-    table = new_table("joint", *reports, right=list(reports), title="MPJPE of each joint, mm")
+    table = new_table("joint", *reports, right=list(reports), title="MPJPE, mm")
     for number, name in enumerate(names):
         table.add_row(name, *(f"{report.joints[number]:.1f}" for report in reports.values()))
     console().print(table)
@@ -128,16 +128,13 @@ def _write(reports: Mapping[str, PoseReport], out: Path, names: Sequence[str], f
         rows = [*sorted(report.actions.items()), ("mean of actions", report.average)]
         actions += [[noise, action, *(f"{figures[name]:.4f}" for name in UNITS)] for action, figures in rows]
         joints += [[noise, name, f"{error:.4f}"] for name, error in zip(names, report.joints, strict=True)]
-    for name, lines in (("actions.csv", actions), ("joints.csv", joints)):
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(lines)
-        write_text(out / name, text.getvalue())
+    write_csv(out / "actions.csv", actions)
+    write_csv(out / "joints.csv", joints)
 
 
 def _write_pictures(predictor: Predictor, videos: Sequence[Video], pixels: float, path: Path) -> None:
     rows: list[Row] = []
-    for number in range(min(PICTURES, len(videos))):
-        place = number * len(videos) // min(PICTURES, len(videos))
+    for place in evenly(len(videos), PICTURES):
         video, middle = videos[place].with_noise(pixels, place), len(videos[place].poses_2d) // 2
         rows.append((video.name, video.poses_2d[middle], lift_video(predictor, video)[middle], video.poses_3d[middle]))
     with atomic_path(path) as temporary:

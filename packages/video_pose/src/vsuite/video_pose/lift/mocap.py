@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vsuite.core.errors import InputError
+from vsuite.video_pose.data.arrays import read_npz
 from vsuite.video_pose.lift.settings import CameraSettings, LiftSettings
 from vsuite.video_pose.lift.videos import Poses, Video, relative_to_root, window_rows
 from vsuite.video_pose.skeletons import H36M17
@@ -49,17 +50,13 @@ def read_mocap(path: str | Path) -> list[Sequence3D]:
     Raises:
         InputError: for a file that is none, holds objects, or whose arrays have another shape or are empty, naming the array.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, AttributeError) as error:
-        raise InputError(f"{path}: cannot be read as motion capture (.npz of arrays): {' '.join(str(error).split())}") from error
+    arrays = read_npz(path)
     if not arrays:
         raise InputError(f"{path}: holds no sequence")
     for name, array in arrays.items():
         if array.ndim != 3 or array.shape[1:] != (H36M17.num_joints, 3) or not len(array) or array.dtype != np.int16:
             raise InputError(f"{path}: {name!r} must be int16 (T, 17, 3), millimetres; got {array.dtype} {array.shape}")
-    return [Sequence3D(name, array.astype(np.float32) / 1000) for name, array in sorted(arrays.items())]
+    return [Sequence3D(name, array.astype(np.float32) / np.float32(1000)) for name, array in sorted(arrays.items())]
 
 
 def split_mocap(sequences: Sequence[Sequence3D], fraction: float) -> tuple[list[Sequence3D], list[Sequence3D]]:
@@ -70,12 +67,10 @@ def split_mocap(sequences: Sequence[Sequence3D], fraction: float) -> tuple[list[
     by_action = defaultdict(list)
     for sequence in sequences:
         by_action[sequence.action].append(sequence)
-    held_out = {
-        sequence.name
-        for group in by_action.values()
-        if len(group) > 1
-        for sequence in sorted(group, key=lambda s: zlib.crc32(s.name.encode()))[: max(1, round(fraction * len(group)))]
-    }
+    held_out: set[str] = set()
+    for group in by_action.values():
+        count = min(len(group) - 1, max(1, round(fraction * len(group))))
+        held_out |= {sequence.name for sequence in sorted(group, key=lambda s: zlib.crc32(s.name.encode()))[:count]}
     return [s for s in sequences if s.name not in held_out], [s for s in sequences if s.name in held_out]
 
 

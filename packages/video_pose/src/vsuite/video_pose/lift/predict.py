@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import glob
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,10 +23,11 @@ from vsuite.video_pose.cameras import locate_root, normalize_screen
 from vsuite.video_pose.data.detection_files import Detections
 from vsuite.video_pose.data.detections import find_detections, read_detections
 from vsuite.video_pose.data.tracks import filled, follow
+from vsuite.video_pose.data.videos import Facts, stream_frames, video_facts
 from vsuite.video_pose.lift.bvh import write_bvh
 from vsuite.video_pose.lift.note import Note
 from vsuite.video_pose.notes import load_model
-from vsuite.video_pose.outcome import Summary
+from vsuite.video_pose.outcome import Summary, check_names, check_results
 from vsuite.video_pose.skeletons import Skeleton, skeleton
 
 Array = NDArray[np.float32]
@@ -33,6 +36,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 SHIPPED = "convformer_mocap"
 FORMATS = ("npz", "json", "bvh")
 SAME_RATE = 0.05  # rates that differ by less are one
+MOST_OUTSIDE = 0.2  # share of the joints that detectors put outside of a picture, where people are cut off
 
 
 @dataclass(frozen=True)
@@ -88,13 +92,19 @@ class Predictor:
             field_of_view: of the camera over the width, degrees; None assumes that of the cameras that the model learnt from.
 
         Raises:
-            InputError: for other shapes, fewer than 2 frames, NaN, and coordinates that are no pixels.
+            InputError: for other shapes, fewer than 2 frames, NaN, coordinates that are no pixels, and impossible rates and angles.
         """
         self.layout.check(points)
         if points.ndim != 3 or points.shape[2] != 2 or len(points) < 2:
             raise InputError(f"poses must be (T, {self.layout.num_joints}, 2) with 2 or more frames; got {points.shape}")
-        if np.isfinite(points).all() and float(np.ptp(points, axis=(0, 1)).max()) < 4:
+        if not np.isfinite(points).all():
+            raise InputError("poses hold NaN or infinite coordinates")
+        if float(np.ptp(points, axis=(0, 1)).max()) < 4:
             raise InputError("all joints lie within 4 pixels: the coordinates must be pixels, not shares of the picture")
+        if fps is not None and not 1 <= fps <= 1000:
+            raise InputError(f"fps must be from 1 to 1000 frames a second; got {fps:g}")
+        if field_of_view is not None and not 0 < field_of_view < 180:
+            raise InputError(f"field_of_view must be between 0 and 180 degrees; got {field_of_view:g}")
         screen = normalize_screen(points.astype(np.float32), *size)
         rate = None if fps is None or abs(fps / self.note.fps - 1) < SAME_RATE else fps
         seen = screen if rate is None else _at_rate(screen, rate, self.note.fps)
@@ -131,6 +141,7 @@ class Options:
 
     Attributes:
         formats: of `FORMATS`. render: "mp4" or "gif", a film of 2D beside 3D. page: write NAME.html, which shows the 3D poses.
+        video: file that the 2D poses are from, for one input: they are drawn over it, and it says size and rate where nothing else does.
         layout, sort: see `read_detections`. most: people of a video, at the most.
         size: width and height of the picture, where the file does not say. fps: frames a second, where it does not.
         flip, field_of_view: see `Predictor.lift`.
@@ -140,6 +151,7 @@ class Options:
     formats: tuple[str, ...] = ("npz", "json")
     render: str | None = None
     page: bool = False
+    video: Path | None = None
     layout: str | None = None
     sort: bool = False
     most: int | None = None
@@ -163,7 +175,8 @@ class Options:
 
 @dataclass(frozen=True)
 class Person:
-    """Who was lifted: number, first frame, 2D poses in the model's layout (T, J, 2), which of it was filled in (T, J), 3D poses."""
+    """Who was lifted: number, first frame as the file numbers it, 2D poses in the model's layout (T, J, 2), which of it was filled in
+    (T, J), 3D poses."""
 
     number: int
     first: int
@@ -185,43 +198,55 @@ def predict_files(predictor: Predictor, inputs: Sequence[str | Path], out: str |
     options, out = options or Options(), Path(out)
     paths = find_detections(inputs)
     names = [path.stem if path.is_file() else path.name for path in paths]
-    doubled = next((name for name in names if names.count(name) > 1), None)
-    if doubled is not None:
-        raise InputError(f"two inputs are called {doubled!r}, and their results would be too; predict them into different folders")
-    if out.is_file():
-        raise InputError(f"{out}: is a file; --out names a folder")
+    check_names(names)
+    if options.video is not None and len(paths) > 1:
+        raise InputError(f"{options.video}: is one video, and there are {len(paths)} inputs; lift its poses alone")
     for name in names:
         _refuse_existing(out, name, options)
-    summary = Summary()
+    summary, taken = Summary(), set(names)
     with console(stderr=True).status("") as status:
         for number, path in enumerate(paths, 1):
             status.update(f"{number} of {len(paths)}: {path.name}")
             try:
-                for video in read_detections(path, layout=options.layout, sort=options.sort):
-                    if video.name not in names:
-                        _refuse_existing(out, video.name, options)
-                    summary.lines.append(_lift_video(predictor, video, out, options))
+                videos = read_detections(path, layout=options.layout, sort=options.sort)
+                if options.video is not None and len(videos) > 1:
+                    raise InputError(f"holds poses of {len(videos)} videos, and {options.video} is one")
             except InputError as error:
-                text = str(error)
-                summary.failed.append(text if str(path) in text else f"{path}: {text}")
+                summary.failed.append(_told(error, path))
+                continue
+            for video in videos:
+                try:
+                    if video.name != names[number - 1]:  # a file may name its videos
+                        check_names([*taken, video.name])
+                        _refuse_existing(out, video.name, options)
+                        taken.add(video.name)
+                    summary.lines.append(_lift_video(predictor, video, out, options))
+                except InputError as error:
+                    summary.failed.append(_told(error, path))
     return summary
+
+
+def _told(error: InputError, path: Path) -> str:
+    return str(error) if str(path) in str(error) else f"{path}: {error}"
 
 
 def _refuse_existing(out: Path, name: str, options: Options) -> None:
     for ending in options.endings():
-        existing = [out / f"{name}.{ending}", *out.glob(f"{name}_person*.{ending}")]
-        if not options.overwrite and any(path.exists() for path in existing):
-            raise InputError(f"{next(path for path in existing if path.exists())}: exists; --overwrite replaces it")
+        of_people = [path.name for path in out.glob(f"{glob.escape(name)}_person*.{ending}")]
+        check_results(out, [f"{name}.{ending}", *of_people], overwrite=options.overwrite)
 
 
 def _lift_video(predictor: Predictor, video: Detections, out: Path, options: Options) -> str:
-    size = options.size or video.size
+    film = None if options.video is None else video_facts(options.video)
+    size = options.size or video.size or (film.size if film else None)
     if size is None:
         raise InputError(f"{video.name}: does not say how large the picture is; give --size WIDTHxHEIGHT")
     if options.size is not None and video.size not in (None, options.size):
         raise InputError(f"{video.name}: its picture is {video.size[0]}x{video.size[1]}, and --size says {size[0]}x{size[1]}")
-    fps = options.fps or video.fps
-    people = lift_people(predictor, video, size, fps, options)
+    if film is not None:
+        _check_film(film, video, size, options)
+    fps = options.fps or video.fps or (film.fps if film else None)
+    people, left_out = lift_people(predictor, video, size, fps, options)
     _write(people, video, out, options, predictor, size, fps or predictor.note.fps)
     made = sum(int(person.made.any(axis=1).sum()) for person in people)
     frames = sum(len(person.points) for person in people)
@@ -233,25 +258,58 @@ def _lift_video(predictor: Predictor, video: Detections, out: Path, options: Opt
     view = people[0].lifted.field_of_view
     source = "as given" if options.field_of_view else "assumed"
     told.append(f"placed by a field of view of {view:g} degrees, {source}" if view else "root-relative: no camera is known (--fov)")
-    told += _doubts(people, predictor.layout)
+    told += [*_doubts(people, predictor.layout, size), *left_out]
     return "; ".join(told)
 
 
-def lift_people(predictor: Predictor, video: Detections, size: tuple[int, int], fps: float | None, options: Options) -> list[Person]:
-    """Every person of a video, with 2D poses in the model's layout."""
-    found = []
+def _check_film(film: Facts, video: Detections, size: tuple[int, int], options: Options) -> None:
+    """Raises `InputError` where poses cannot be drawn over a film."""
+    if film.size != size:
+        raise InputError(f"{options.video}: is {film.size[0]}x{film.size[1]}, and the poses of {video.name} lie in {size[0]}x{size[1]}")
+    last = _first_of(film, video) + video.num_frames
+    if last > film.num_frames:
+        raise InputError(f"{options.video}: has {film.num_frames} frames, and the poses of {video.name} go up to frame {last}")
+
+
+def _first_of(film: Facts, video: Detections) -> int:
+    """The film's frame that the first poses belong to: its first where it has as many frames as there are poses."""
+    return 0 if film.num_frames == video.num_frames else video.start
+
+
+def lift_people(
+    predictor: Predictor, video: Detections, size: tuple[int, int], fps: float | None, options: Options
+) -> tuple[list[Person], list[str]]:
+    """Every person of a video, with 2D poses in the model's layout; and why others are left out, such as those half out of the picture.
+
+    Raises:
+        InputError: where nobody is left.
+    """
+    found, left_out = [], []
     for track in follow(video, most=options.most):
-        points, made = filled(track, predictor.layout)
-        lifted = predictor.lift(points, size, fps=fps, flip=options.flip, field_of_view=options.field_of_view)
-        found.append(Person(track.number, track.first, points, made, lifted))
-    return found
+        try:
+            points, made = filled(track, predictor.layout)
+            lifted = predictor.lift(points, size, fps=fps, flip=options.flip, field_of_view=options.field_of_view)
+        except InputError as error:
+            left_out.append(f"left out: {error}")
+            continue
+        found.append(Person(track.number, track.first + video.start, points, made, lifted))
+    if not found:
+        raise InputError(f"{video.name}: {left_out[0].removeprefix('left out: ')}")
+    return found, left_out
 
 
-def _doubts(people: Sequence[Person], layout: Skeleton) -> list[str]:
-    """What looks like a picture upside down."""
+def _doubts(people: Sequence[Person], layout: Skeleton, size: tuple[int, int]) -> list[str]:
+    """What looks like a picture of another size, or upside down."""
+    points = np.concatenate([person.points.reshape(-1, 2) for person in people])
+    outside = float(((points < 0) | (points > size)).any(axis=1).mean())
+    doubts = []
+    if outside > MOST_OUTSIDE:
+        doubts.append(f"{100 * outside:.0f} % of the joints lie outside of the picture of {size[0]}x{size[1]}: is that its size?")
     head, *ankles = (layout.names.index(name) for name in ("head", "left_ankle", "right_ankle"))
     turned = [p.number for p in people if np.median(p.points[:, head, 1] - p.points[:, ankles, 1].mean(axis=1)) > 0]
-    return [f"the head of person {turned[0]} is below the feet: is the picture upside down, or the layout another?"] if turned else []
+    if turned:
+        doubts.append(f"the head of person {turned[0]} is below the feet: is the picture upside down, or the layout another?")
+    return doubts
 
 
 def _write(
@@ -304,20 +362,24 @@ def _show(
     people: list[Person], video: Detections, out: Path, options: Options, predictor: Predictor, size: tuple[int, int], fps: float
 ) -> None:
     """The film and the page; people are absent, NaN, before and after their frames."""
-    total = max(person.first + len(person.points) for person in people)
+    total = max(person.first + len(person.points) for person in people) - video.start
 
     def whole(values: Array, first: int) -> Array:
         frames = np.full((total, *values.shape[1:]), np.nan, np.float32)
         frames[first : first + len(values)] = values
         return frames
 
-    flat = [whole(person.points, person.first) for person in people]
-    deep = [whole(person.lifted.placed, person.first) for person in people]
+    flat = [whole(person.points, person.first - video.start) for person in people]
+    deep = [whole(person.lifted.placed, person.first - video.start) for person in people]
     if options.render:
         from vsuite.video_pose.render.film import render_lift
 
         path = out / f"{video.name}.{options.render}"
-        render_lift(flat, deep, path, size=size, fps=fps, skeleton2d=predictor.layout, skeleton3d=predictor.layout)
+        frames = None
+        if options.video is not None:
+            frames = itertools.islice(stream_frames(options.video), _first_of(video_facts(options.video), video), None)
+        layout = predictor.layout
+        render_lift(flat, deep, path, size=size, fps=fps, skeleton2d=layout, skeleton3d=layout, frames=frames)
     if options.page:
         from vsuite.video_pose.render.page import write_player
 

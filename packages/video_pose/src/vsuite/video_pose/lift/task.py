@@ -18,6 +18,7 @@ from vsuite.video_pose.lift.videos import Video
 from vsuite.video_pose.metrics.pose import evaluate_poses
 from vsuite.video_pose.models.lifter import Lifter
 from vsuite.video_pose.notes import NOTE
+from vsuite.video_pose.outcome import evenly
 from vsuite.video_pose.settings import RunSettings
 from vsuite.video_pose.skeletons import skeleton
 
@@ -28,8 +29,7 @@ class LiftTask:
     def __init__(self, settings: RunSettings, data: LiftData) -> None:
         self.settings, self.data = settings, data
         self.layout = skeleton(data.note.layout)
-        most = min(settings.validation.most or len(data.validation), len(data.validation))
-        self.validation = [data.validation[i * len(data.validation) // most] for i in range(most)]
+        self.validation = [data.validation[i] for i in evenly(len(data.validation), settings.validation.most)]
 
     def build_model(self) -> nn.Module:
         model = _build(self.settings)
@@ -57,13 +57,12 @@ class LiftTask:
 
     def pictures(self, model: nn.Module, device: torch.device, folder: Path) -> list[Path]:
         """A sheet: what went in, what came out, and the truth, of middle frames of validation videos."""
-        count = min(self.settings.validation.pictures, len(self.validation))
-        if not count:
+        if not self.settings.validation.pictures:
             return []
         pixels = self.settings.lift.validation_noise[-1]
         rows = []
-        for number in range(count):
-            video = self.validation[number * len(self.validation) // count].with_noise(pixels, number)
+        for number in evenly(len(self.validation), self.settings.validation.pictures):
+            video = self.validation[number].with_noise(pixels, number)
             middle = len(video.poses_2d) // 2
             rows.append((video.name, video.poses_2d[middle], self._lift(model, device, video, 0, 0)[middle], video.poses_3d[middle]))
         from vsuite.video_pose.lift.pictures import draw_sheet

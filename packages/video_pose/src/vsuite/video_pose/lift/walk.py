@@ -10,24 +10,24 @@ from vsuite.video_pose.skeletons import H36M17
 
 STEP = 1.1  # seconds for two steps
 SPEED = 1.2  # metres a second
-# Bones in metres, from the parent: y up, left at +x, facing +z.
+# Bones in metres, from the parent: y up, left at +x, facing +z. About as in CMU's recordings, whose joints sit low in the trunk.
 BONES = {
-    "right_hip": (-0.10, -0.06, 0.0),
+    "right_hip": (-0.095, -0.10, 0.02),
     "right_knee": (0.0, -0.43, 0.0),
     "right_ankle": (0.0, -0.41, 0.0),
-    "left_hip": (0.10, -0.06, 0.0),
+    "left_hip": (0.095, -0.10, 0.02),
     "left_knee": (0.0, -0.43, 0.0),
     "left_ankle": (0.0, -0.41, 0.0),
-    "spine": (0.0, 0.14, 0.0),
-    "thorax": (0.0, 0.28, 0.0),
-    "neck": (0.0, 0.10, 0.02),
-    "head": (0.0, 0.16, 0.02),
-    "left_shoulder": (0.17, -0.02, 0.0),
-    "left_elbow": (0.0, -0.28, 0.0),
-    "left_wrist": (0.0, -0.24, 0.0),
-    "right_shoulder": (-0.17, -0.02, 0.0),
-    "right_elbow": (0.0, -0.28, 0.0),
-    "right_wrist": (0.0, -0.24, 0.0),
+    "spine": (0.0, 0.115, 0.0),
+    "thorax": (0.0, 0.115, 0.0),
+    "neck": (0.0, 0.175, 0.0),
+    "head": (0.0, 0.09, 0.02),
+    "left_shoulder": (0.20, 0.045, -0.01),
+    "left_elbow": (0.02, -0.28, -0.01),
+    "left_wrist": (0.02, -0.19, 0.0),
+    "right_shoulder": (-0.20, 0.045, -0.01),
+    "right_elbow": (-0.02, -0.28, -0.01),
+    "right_wrist": (-0.02, -0.19, 0.0),
 }
 
 
@@ -55,7 +55,7 @@ def make_walk(seconds: float = 5.0, fps: float = 60.0, *, radius: float = 2.0, s
         swings[f"{side}_shoulder"] = arms * np.sin(phase + offset)
         swings[f"{side}_elbow"] = -25 - 12 * np.clip(-np.sin(phase + offset), 0, None)
     poses = np.zeros((len(time), H36M17.num_joints, 3))
-    height = 0.93 + 0.02 * np.cos(2 * phase)
+    height = 0.97 + 0.02 * np.cos(2 * phase)
     poses[:, 0] = np.stack([radius * np.cos(heading), height, -radius * np.sin(heading)], axis=1)
     turns = {0: Rotation.from_euler("y", heading[:, None] + np.pi)}
     for joint in _from_root():

@@ -24,30 +24,27 @@ def write_strip(
     observed: Frames,
     predicted: Frames,
     truth: Frames | None = None,
-    *,
-    limits: tuple[float, float] | None = None,
-    error_limit: float | None = None,
 ) -> Path:
     """Writes rows of frames as a PNG: what was observed, what came (where that is known), what was predicted, and the absolute error.
+
+    Black and white are the least and the greatest of what was real (0 and 1 for pictures); an error of half of that is brightest.
 
     Args:
         observed: (T, C, H, W); of 3 channels as colours, of any other number the first channel is shown.
         predicted, truth: (T', C, H, W).
-        limits: values shown black and white; None takes those of the true (and observed) frames.
-        error_limit: the error shown brightest; None takes the half of what lies between the limits.
 
     Raises:
         InputError: for frames of different shapes.
     """
     from PIL import Image
 
-    low, high = _limits(observed, predicted, truth) if limits is None else limits
+    low, high = _limits(observed, predicted, truth)
     rows = {"observed": _shown(observed, low, high)}
     if truth is not None:
         rows["truth"] = _shown(truth, low, high)
     rows["prediction"] = _shown(predicted, low, high)
     if truth is not None:
-        rows["error"] = _errors(predicted - truth, error_limit or (high - low) / 2)
+        rows["error"] = _errors(predicted - truth, (high - low) / 2)
     with atomic_path(path) as temporary:
         Image.fromarray(_sheet(rows)).save(temporary, "PNG")
     return Path(path)
@@ -60,13 +57,12 @@ def write_animation(
     truth: Frames | None = None,
     *,
     fps: float = 5.0,
-    limits: tuple[float, float] | None = None,
 ) -> Path:
     """Writes the observed frames and then the predicted ones as a GIF (or .mp4), with the truth on the left where it is known.
 
     A blue frame marks what is predicted. Arguments as in `write_strip`.
     """
-    low, high = _limits(observed, predicted, truth) if limits is None else limits
+    low, high = _limits(observed, predicted, truth)
     whole = {"prediction": np.concatenate([_shown(observed, low, high), _shown(predicted, low, high)])}
     if truth is not None:
         whole = {"truth": np.concatenate([_shown(observed, low, high), _shown(truth, low, high)])} | whole
