@@ -186,8 +186,10 @@ def find_weights(source: str | Path) -> Path:
     shipped = {name: path for model in registry.list_models(with_weights=True) for name, path in registry.model_info(model).weights.items()}
     if str(source) in shipped:
         return shipped[str(source)]
-    if Path(source).suffix:
-        raise InputError(f"{source}: no such file")
+    if Path(source).is_dir():
+        raise InputError(f"{source}: is no run folder: it has no checkpoints/best.safetensors")
+    if Path(source).suffix or len(Path(source).parts) > 1:
+        raise InputError(f"{source}: no such file or run folder")
     raise unknown("weights (and no such file)", str(source), shipped)
 
 
