@@ -8,6 +8,7 @@ import torch
 
 from vsuite.core import InputError
 from vsuite.video_pose.skeletons import (
+    BODY25,
     COCO17,
     H36M17,
     HALPE26,
@@ -16,9 +17,11 @@ from vsuite.video_pose.skeletons import (
     PENN13,
     SKELETONS,
     Skeleton,
+    body25_to_h36m,
     coco_to_h36m,
     convert,
     halpe_to_h36m,
+    openpose18_to_h36m,
     skeleton,
 )
 
@@ -74,7 +77,8 @@ def test_orders() -> None:
 
 def test_conversions_keep_the_sides() -> None:
     rng = np.random.default_rng(0)
-    for layout, change in ((COCO17, coco_to_h36m), (HALPE26, halpe_to_h36m)):
+    changes = ((COCO17, coco_to_h36m), (HALPE26, halpe_to_h36m), (OPENPOSE18, openpose18_to_h36m), (BODY25, body25_to_h36m))
+    for layout, change in changes:
         poses = rng.normal(size=(5, layout.num_joints, 2))
         found = change(poses)
         np.testing.assert_allclose(change(layout.flip(poses)), H36M17.flip(found), atol=1e-12)
@@ -90,8 +94,8 @@ def test_what_is_refused() -> None:
         coco_to_h36m(poses)
     with pytest.raises(InputError, match=r"layout halpe26 are \(..., 26, C\)"):
         convert(poses, HALPE26, H36M17)
-    with pytest.raises(InputError, match="no conversion from the layout openpose18 to h36m17; there is coco17 -> h36m17"):
-        convert(poses, OPENPOSE18, H36M17)
+    with pytest.raises(InputError, match="no conversion from the layout openpose18 to coco17; there is coco17 -> h36m17"):
+        convert(poses, OPENPOSE18, COCO17)
     with pytest.raises(InputError, match="h36m17"):
         skeleton("h36m_17")
     assert skeleton("ntu25") is NTU25

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -136,12 +137,10 @@ class _View:
 
         width, height = self.size
         canvas = np.full((height, width, 3), GROUND, np.uint8)
-        for ends in self._grid():
-            self._line(canvas, ends, degrees, LINES)
+        self._lines(canvas, self._grid, degrees, LINES)
         poses = [person[number] for person in self.stage.people]
-        for pose in poses:
-            for bone in self.skeleton.bones:
-                self._line(canvas, pose[list(bone)] * (1, 1, 0), degrees, SHADOW, 4)
+        shadows = np.stack(poses)[:, self.skeleton.bones].reshape(-1, 2, 3) * (1, 1, 0)
+        self._lines(canvas, shadows, degrees, SHADOW, 4)
         seen = [self._project(pose, degrees) for pose in poses]
         colours = _colours(self.skeleton, len(poses))
         distances = np.array([np.nanmean(depth) if np.isfinite(depth).any() else np.inf for _, depth in seen])
@@ -155,17 +154,15 @@ class _View:
     def _distance(self) -> float:
         return self.stage.radius / np.sin(FIELD_OF_VIEW / 2)
 
-    def _grid(self) -> list[NDArray[np.float64]]:
-        """Segments (2, 3) of the ground's lines, short enough for each to lie before the camera or behind it."""
+    @functools.cached_property
+    def _grid(self) -> NDArray[np.float64]:
+        """Segments (N, 2, 3) of the ground's lines, short enough for each to lie before the camera or behind it."""
         step, (x, y, _) = grid_step(self.stage.radius), self.stage.centre
         reach = np.arange(-5, 6) * step
         middle = np.round(np.array([x, y]) / step) * step
-        lines = []
-        for offset in reach:
-            for a, b in itertools.pairwise(reach):
-                lines.append(np.array([[middle[0] + offset, middle[1] + a, 0], [middle[0] + offset, middle[1] + b, 0]]))
-                lines.append(np.array([[middle[0] + a, middle[1] + offset, 0], [middle[0] + b, middle[1] + offset, 0]]))
-        return lines
+        along = [[[offset, a, 0], [offset, b, 0]] for offset in reach for a, b in itertools.pairwise(reach)]
+        lines = np.array([*along, *np.array(along)[..., [1, 0, 2]]])
+        return lines + [*middle, 0]
 
     def _project(self, points: NDArray, degrees: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """N, 3 -> pixels (N, 2) and depth (N); NaN for what is absent or behind the camera. At 0 degrees the view is along +y."""
@@ -179,10 +176,10 @@ class _View:
         focal = self.size[1] / 2 / np.tan(FIELD_OF_VIEW / 2)
         return np.stack([self.size[0] / 2 + focal * x / depth, self.size[1] / 2 + focal * y / depth], axis=-1), depth
 
-    def _line(self, canvas: Frame, ends: NDArray, degrees: float, colour: Colour, thickness: int = 1) -> None:
-        places, _ = self._project(ends, degrees)
-        if np.isfinite(places).all():
-            _segment(canvas, places[0], places[1], colour, thickness)
+    def _lines(self, canvas: Frame, segments: NDArray, degrees: float, colour: Colour, thickness: int = 1) -> None:
+        """segments: N, 2, 3; those with an end that is absent or behind the camera are left out."""
+        places, _ = self._project(segments.reshape(-1, 3), degrees)
+        _segments(canvas, places.reshape(-1, 2, 2), [colour] * len(segments), [thickness] * len(segments))
 
 
 def _colours(skeleton: Skeleton, count: int) -> list[list[Colour]]:
@@ -194,9 +191,9 @@ def _colours(skeleton: Skeleton, count: int) -> list[list[Colour]]:
 
 def _draw_skeleton(canvas: Frame, places: NDArray, skeleton: Skeleton, colours: Sequence[Colour], widths: NDArray) -> None:
     """Bones and joints at places (J, 2), in pixels; NaN is left out."""
-    for joint, parent in skeleton.bones:
-        if np.isfinite(places[[joint, parent]]).all():
-            _segment(canvas, places[joint], places[parent], colours[joint], max(1, round(float(widths[joint]))))
+    thickness = np.maximum(1, np.nan_to_num(widths, nan=1).round()).astype(int).tolist()
+    joints = [joint for joint, _ in skeleton.bones]
+    _segments(canvas, places[np.array(skeleton.bones)], [colours[joint] for joint in joints], [thickness[joint] for joint in joints])
     for place, colour, width in zip(places, colours, widths, strict=True):
         if np.isfinite(place).all():
             _dot(canvas, place, colour, max(1.0, 1.1 * float(width)))
@@ -206,11 +203,15 @@ FAR = 1 << 14  # pixels; opencv's fixed point overflows not far beyond
 SHIFT = 4  # bits of a pixel that opencv's drawing takes
 
 
-def _segment(canvas: Frame, start: NDArray, end: NDArray, colour: Colour, thickness: int) -> None:
+def _segments(canvas: Frame, places: NDArray, colours: Sequence[Colour], thickness: Sequence[int]) -> None:
+    """places: N, 2 ends, 2; in pixels. Segments with NaN are left out."""
     import cv2
 
-    a, b = (tuple(int(v) for v in np.round(np.clip(place, -FAR, FAR) * (1 << SHIFT))) for place in (start, end))
-    cv2.line(canvas, a, b, colour, thickness, cv2.LINE_AA, SHIFT)
+    whole = np.isfinite(places).all(axis=(1, 2)).tolist()
+    ends = np.round(np.clip(np.nan_to_num(places), -FAR, FAR) * (1 << SHIFT)).astype(int).tolist()
+    for (start, end), colour, width, there in zip(ends, colours, thickness, whole, strict=True):
+        if there:
+            cv2.line(canvas, start, end, colour, width, cv2.LINE_AA, SHIFT)
 
 
 def _dot(canvas: Frame, place: NDArray, colour: Colour, radius: float) -> None:
