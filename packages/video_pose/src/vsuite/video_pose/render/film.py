@@ -162,7 +162,7 @@ class _View:
         middle = np.round(np.array([x, y]) / step) * step
         along = [[[offset, a, 0], [offset, b, 0]] for offset in reach for a, b in itertools.pairwise(reach)]
         lines = np.array([*along, *np.array(along)[..., [1, 0, 2]]])
-        return lines + [*middle, 0]
+        return np.asarray(lines + np.array([*middle, 0]))
 
     def _project(self, points: NDArray, degrees: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """N, 3 -> pixels (N, 2) and depth (N); NaN for what is absent or behind the camera. At 0 degrees the view is along +y."""
