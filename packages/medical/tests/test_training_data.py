@@ -60,7 +60,8 @@ def make_case(root: Path, name: str = "a", affine: np.ndarray | None = None) -> 
 def everything() -> AugmentationSettings:
     """Every kind of augmentation, always."""
     ranges = {"rotation": (0.3, 0.3, 0.3), "scale": (0.8, 1.2), "elastic_magnitude": 1.0, "gain": 0.2, "shift": 0.2, "noise": 0.1}
-    always = {name: 1.0 for name in AugmentationSettings.model_fields if name.endswith("_probability")}
+    volumes = [name for name in AugmentationSettings.model_fields if name.endswith("_probability") and name != "turn_probability"]
+    always = dict.fromkeys(volumes, 1.0)
     return AugmentationSettings(**ranges, **always, dropout_holes=2, dropout_size=(0, 3, 3))  # type: ignore[arg-type]
 
 

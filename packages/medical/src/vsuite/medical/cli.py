@@ -58,7 +58,7 @@ def train(
 ) -> None:
     """Train on a data set, by a recipe."""
     if task != "segmentation":
-        from vsuite.medical.classification import commands
+        from vsuite.medical.classification import cli as commands
 
         commands.refuse(task, {"split": split, "fold": fold is not None, "folds": folds})
         chosen = {"model": model, "training.precision": precision, "training.batch_size": batch_size, "training.seed": seed}
@@ -134,7 +134,7 @@ def predict(
     overwrite: Overwrite = False,
 ) -> None:
     """Label images, each in its own grid; or name what is in pictures."""
-    from vsuite.medical.classification import commands
+    from vsuite.medical.classification import cli as commands
 
     if commands.task_of(task, weights) != "segmentation":
         flags = {"plan": plan, "mirror": mirror, "probabilities": probabilities, "nearest": nearest, "resume": resume}
@@ -189,7 +189,7 @@ def evaluate(
 ) -> None:
     """Compare predictions with references: Dice, HD95, NSD, volumes, a case and structure."""
     if task == "classification" or weights is not None or (predictions is not None and predictions.suffix == ".csv"):
-        from vsuite.medical.classification import commands
+        from vsuite.medical.classification import cli as commands
 
         given = {"labels": labels, "images": images, "missing-as-empty": missing_as_empty, "no-pictures": not pictures}
         commands.refuse("classification", given | {"convention": convention != "nnunet", "nsd-tolerance": nsd_tolerance != 1})
@@ -239,7 +239,7 @@ def export(
 ) -> None:
     """Export as MONAI bundle, ONNX, TorchScript or the authors' layout, with a contract that says what goes in and comes out."""
     from vsuite.medical import export as exports
-    from vsuite.medical.classification import commands
+    from vsuite.medical.classification import cli as commands
 
     taken = [path for path in (out, exports.contract_path(out)) if path.exists()]
     if form != "bundle" and taken and not overwrite:
@@ -269,7 +269,7 @@ def slices(
     seed: options.Seed = 0,
 ) -> None:
     """Cut volumes into 16-bit pictures along Z; labelled ones with a table of the structures that each slice shows."""
-    from vsuite.medical.classification.commands import cut_slices
+    from vsuite.medical.classification.cli import cut_slices
 
     cut_slices(data, out, window=window, fraction=fraction, labelled=labelled, seed=seed)
 
