@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vsuite.core import InputError, save_weights
-from vsuite.core.files import atomic_path
-from vsuite.core.onnx import quiet_exporter, require_onnx
+from vsuite.core.onnx import require_onnx, write_onnx
 from vsuite.pointcloud.inference import load_model
 from vsuite.pointcloud.models.flatformer import FlatFormer
 
@@ -46,31 +45,14 @@ def export_onnx(weights: str | Path, out: str | Path) -> str:
     inputs = {"points": _clouds(note.points)}
     if note.task == "parts":
         inputs["category"] = torch.tensor([0, len(note.classes) - 1])
-    return f"{out}: takes {' and '.join(inputs)}; differs from the model by at most {_export_network(model, inputs, out):.1e}"
+    difference = write_onnx(model, inputs, "logits", out, tolerance=TOLERANCE)
+    return f"{out}: takes {' and '.join(inputs)}; differs from the model by at most {difference:.1e}"
 
 
 def _clouds(points: int) -> Tensor:
     """Two clouds in the unit sphere, to trace with and to compare: 2, points, 3."""
     clouds = torch.rand(2, points, 3, generator=torch.Generator().manual_seed(0)) * 2 - 1
     return clouds / clouds.norm(dim=-1).amax(dim=1)[:, None, None]
-
-
-def _export_network(model: nn.Module, inputs: dict[str, Tensor], out: Path) -> float:
-    values = tuple(inputs.values())
-    with quiet_exporter():
-        program = torch.onnx.export(model, values, input_names=[*inputs], output_names=["logits"], dynamo=True, verbose=False)
-    assert program is not None
-    with atomic_path(out) as temporary:
-        import onnxruntime
-
-        program.save(temporary)
-        session = onnxruntime.InferenceSession(temporary, providers=["CPUExecutionProvider"])
-        with torch.inference_mode():
-            (found,), wanted = session.run(None, {name: value.numpy() for name, value in inputs.items()}), model(*values)
-        difference = float((torch.from_numpy(found) - wanted).abs().max())
-        if not difference <= TOLERANCE:
-            raise InputError(f"{out}: not written, as its output differs from the model's by {difference:.1e}")
-    return difference
 
 
 def export_published(weights: str | Path, out: str | Path) -> str:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from vsuite.core import InputError, optimize_for_inference, save_weights
 from vsuite.core.files import atomic_path
-from vsuite.core.onnx import quiet_exporter, require_onnx
+from vsuite.core.onnx import require_onnx, write_onnx
 from vsuite.restoration.inference import load_model
 
 TOLERANCE = 1e-3
@@ -39,40 +38,18 @@ def export_onnx(weights: str | Path | None, out: str | Path, *, scale: int | Non
     window = int(getattr(model, "window_size", 8))
     batch, height, width = (torch.export.Dim(name, min=least) for name, least in (("batch", 1), ("height", 2), ("width", 2)))
     example = torch.rand(2, channels, 2 * window + 1, 3 * window + 2)  # sides that no rule takes for fixed
-    try:
-        with quiet_exporter(), torch.no_grad():
-            program = torch.onnx.export(
-                optimize_for_inference(model),
-                (example,),
-                dynamo=True,
-                dynamic_shapes=({0: batch, 2: height, 3: width},),
-                input_names=["picture"],
-                output_names=["restored"],
-                verbose=False,
-            )
-    except torch.onnx.OnnxExporterError as error:
-        raise InputError(f"{out}: torch could not turn {type(model).__name__} into ONNX: {str(error).splitlines()[0]}") from error
-    assert program is not None
-    program.model.metadata_props.update(scale=str(model.scale), channels=str(channels))
-    with atomic_path(out) as temporary:
-        program.save(temporary)
-        difference = _difference(model, temporary, [(1, channels, window + 3, 2 * window), (3, channels, 3 * window, window + 5)])
-        if not difference <= TOLERANCE:
-            raise InputError(f"{out}: not written, as its output differs from the model's by {difference:.1e}")
-    return difference
-
-
-def _difference(model: nn.Module, path: Path, shapes: list[tuple[int, ...]]) -> float:
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    largest = 0.0
-    for shape in shapes:
-        picture = torch.rand(shape, generator=torch.Generator().manual_seed(0))
-        (found,) = session.run(None, {"picture": picture.numpy()})
-        with torch.inference_mode():
-            largest = max(largest, float((torch.from_numpy(found) - model(picture)).abs().max()))
-    return largest
+    others = [(1, channels, window + 3, 2 * window), (3, channels, 3 * window, window + 5)]
+    return write_onnx(
+        optimize_for_inference(model),
+        {"picture": example},
+        "restored",
+        out,
+        tolerance=TOLERANCE,
+        axes={"picture": {0: batch, 2: height, 3: width}},
+        metadata={"scale": str(model.scale), "channels": str(channels)},
+        reference=model,
+        compared=[[torch.rand(shape, generator=torch.Generator().manual_seed(0))] for shape in others],
+    )
 
 
 def export_published(weights: str | Path | None, out: str | Path, *, scale: int | None = None) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from vsuite.core import InputError, optimize_for_inference, save_weights
 from vsuite.core.files import atomic_path
-from vsuite.core.onnx import quiet_exporter, require_onnx
+from vsuite.core.onnx import onnx_file, quiet_exporter, require_onnx
 from vsuite.medical.export.contract import Contract, contract_of, write_contract
 from vsuite.medical.export.source import model_and_plan
 from vsuite.medical.inference.predictor import Source
@@ -103,22 +103,9 @@ def write_onnx(
     Raises:
         InputError: if torch cannot export the network, or the logits differ by more than `TOLERANCE`; nothing is written then.
     """
-    with quiet_exporter(), torch.no_grad():
-        program = torch.onnx.export(
-            optimize_for_inference(model),
-            (example,),
-            dynamo=True,
-            dynamic_shapes=(dict(axes),) if axes else None,
-            input_names=["image"],
-            output_names=["pred"],
-            verbose=False,
-        )
-    if program is None:
-        raise InputError(f"{path}: torch could not turn {type(model).__name__} into ONNX")
-    program.model.metadata_props["contract"] = contract.model_dump_json()
-    with atomic_path(path) as temporary:
-        program.save(temporary)
-        difference, largest = _compare(model, _onnx_runner(temporary), inputs, path)
+    metadata = {"contract": contract.model_dump_json()}
+    with onnx_file(optimize_for_inference(model), {"image": example}, "pred", path, axes={"image": axes}, metadata=metadata) as run:
+        difference, largest = _compare(model, run, inputs, path)
     return Exported(path, _write_contract(contract, path), difference, largest)
 
 
@@ -210,21 +197,15 @@ def _random(batch: int, contract: Contract, size: Sequence[int] | None = None) -
 
 def _compare(model: nn.Module, run: Callable[[Tensor], Tensor], inputs: Sequence[Tensor], path: Path) -> tuple[float, float]:
     """Largest difference and largest logit over the inputs; raises if the difference is too large."""
-    difference = largest = 0.0
+    differences, sizes = [], []
     for example in inputs:
         with torch.no_grad():
             wanted, got = model(example), run(example)
         if got.shape != wanted.shape:
             raise InputError(f"{path}: the export gives {list(got.shape)} where the network gives {list(wanted.shape)}; not written")
-        difference = max(difference, float((got - wanted).abs().max()))
-        largest = max(largest, float(wanted.abs().max()))
+        differences.append((got - wanted).abs().max())
+        sizes.append(wanted.abs().max())
+    difference, largest = float(torch.stack(differences).max()), float(torch.stack(sizes).max())
     if not difference <= TOLERANCE * largest:  # also catches NaN
         raise InputError(f"{path}: the export differs from the network by {difference:.1e} (largest logit {largest:.3g}); not written")
     return difference, largest
-
-
-def _onnx_runner(path: Path) -> Callable[[Tensor], Tensor]:
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return lambda example: torch.from_numpy(session.run(None, {"image": example.numpy()})[0])

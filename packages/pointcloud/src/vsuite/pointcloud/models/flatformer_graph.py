@@ -7,15 +7,14 @@ ScatterElements, Where), so the file needs no custom operator, for any number of
 from __future__ import annotations
 
 import copy
+import functools
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vsuite.core.errors import InputError
-from vsuite.core.files import atomic_path
-from vsuite.core.onnx import quiet_exporter
+from vsuite.core.onnx import write_onnx
 from vsuite.pointcloud.models.flatformer import FlatFormer, FlatFormerLayer, inverse_orders, window_orders
 
 TOLERANCE = 1e-3
@@ -82,27 +81,19 @@ def export_encoder(encoder: FlatFormer, path: str | Path) -> float:
         InputError: where the file cannot be written, and where its output differs by more than `TOLERANCE`.
     """
     encoder = copy.deepcopy(encoder).cpu().eval()
-    graph = EncoderGraph(encoder)
     cells = encoder.grid[0] * encoder.grid[1]
+    features, coordinates = _example(encoder, min(2 * encoder.group_size + 1, cells))
     voxels = torch.export.Dim("voxels", min=1)
-    with quiet_exporter():
-        program = torch.onnx.export(
-            graph,
-            _example(encoder, min(2 * encoder.group_size + 1, cells)),
-            input_names=["features", "coordinates"],
-            output_names=["bev"],
-            dynamo=True,
-            dynamic_shapes={"features": {0: voxels}, "coordinates": {0: voxels}},
-            verbose=False,
-        )
-    assert program is not None
-    with atomic_path(path) as temporary:
-        program.save(str(temporary))
-        counts = {1, min(encoder.group_size * 5 // 2, cells)}
-        difference = max(_difference(encoder, temporary, _example(encoder, count)) for count in counts)
-        if not difference <= TOLERANCE:
-            raise InputError(f"{path}: not written, as its output differs from the encoder's by {difference:.1e}")
-    return difference
+    return write_onnx(
+        EncoderGraph(encoder),
+        {"features": features, "coordinates": coordinates},
+        "bev",
+        path,
+        tolerance=TOLERANCE,
+        axes={"features": {0: voxels}, "coordinates": {0: voxels}},
+        reference=functools.partial(encoder, batch_size=1),
+        compared=[_example(encoder, count) for count in {1, min(encoder.group_size * 5 // 2, cells)}],
+    )
 
 
 def _example(encoder: FlatFormer, count: int) -> tuple[Tensor, Tensor]:
@@ -111,12 +102,3 @@ def _example(encoder: FlatFormer, count: int) -> tuple[Tensor, Tensor]:
     cells = torch.randperm(width * height, generator=generator)[:count]
     coordinates = torch.stack([torch.zeros_like(cells), torch.zeros_like(cells), cells // width, cells % width], dim=1)
     return torch.randn(count, encoder.in_channels, generator=generator), coordinates
-
-
-def _difference(encoder: FlatFormer, path: Path, example: tuple[Tensor, Tensor]) -> float:
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    (found,) = session.run(None, dict(zip(("features", "coordinates"), (t.numpy() for t in example), strict=True)))
-    with torch.inference_mode():
-        return float((torch.from_numpy(found) - encoder(*example, 1)).abs().max())
