@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from vsuite.core.errors import InputError, unknown
-from vsuite.core.training import recipes
+from vsuite.core.training.recipes import Recipes
 from vsuite.core.training.schedules import register_schedule
 from vsuite.core.training.settings import TrainingSettings
 from vsuite.medical.data.planning import PlanSettings, fixed_plan, load_plan
@@ -73,18 +73,31 @@ class RecipeSettings(BaseModel):
         return name
 
 
-def list_recipes() -> list[str]:
-    """Names of the recipes that the package ships."""
-    return recipes.list_recipes("vsuite.medical")
+class RunSettings(RecipeSettings):
+    """Everything that decides a run: a recipe, and what it is applied to. It is kept as the run's `settings.yaml`.
 
-
-def load_recipe(source: str | Path) -> RecipeSettings:
-    """A recipe by name, or from a YAML file of one's own.
-
-    Raises:
-        InputError: for an unknown name (naming the nearest) and for what is wrong in a file.
+    Attributes:
+        data: folder of the data set, or its dataset.json.
+        split: JSON file of the training and validation cases; None divides by `fold`, else by `validation.fraction`.
+        fold: which of `folds` parts validates; with a split file, which of its folds.
+        weights: file or name of weights to start from; None starts from scratch.
     """
-    return recipes.load_recipe("vsuite.medical", source, RecipeSettings)
+
+    data: str = Field(min_length=1)
+    split: str | None = None
+    fold: int | None = None
+    folds: int = Field(5, ge=2)
+    weights: str | None = None
+
+
+RECIPES = Recipes(
+    ("vsuite.medical",),
+    RecipeSettings,
+    RunSettings,
+    default="generic",
+    nothing_named="no data set is named: give a folder with dataset.json, or with images/ and labels/",
+)
+list_recipes, load_recipe = RECIPES.names, RECIPES.load
 
 
 def find_plan(source: str | Path) -> Plan:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from vsuite.core import create_model, load_weights, model_info
@@ -19,7 +18,7 @@ from vsuite.core.files import write_text
 from vsuite.core.training import TrainingResult
 from vsuite.core.training import train as run_training
 from vsuite.core.training.processes import first_alone, process_group
-from vsuite.core.training.recipes import resolve
+from vsuite.core.training.settings import refuse_run
 from vsuite.core.weights import find_weights
 from vsuite.medical.data.datasets import DatasetDescription, describe, read_dataset
 from vsuite.medical.data.planning import fingerprint, load_plan, make_plan, save_fingerprint, save_plan
@@ -32,26 +31,9 @@ from vsuite.medical.losses import LOSSES
 from vsuite.medical.metrics import DiceMetric
 from vsuite.medical.pictures import case_picture
 from vsuite.medical.plan import Plan
-from vsuite.medical.recipes import RecipeSettings, load_recipe
+from vsuite.medical.recipes import RECIPES, RunSettings
 
 PICTURES = 4  # validation cases drawn for the report
-
-
-class RunSettings(RecipeSettings):
-    """Everything that decides a run: a recipe, and what it is applied to. It is kept as the run's `settings.yaml`.
-
-    Attributes:
-        data: folder of the data set, or its dataset.json.
-        split: JSON file of the training and validation cases; None divides by `fold`, else by `validation.fraction`.
-        fold: which of `folds` parts validates; with a split file, which of its folds.
-        weights: file or name of weights to start from; None starts from scratch.
-    """
-
-    data: str = Field(min_length=1)
-    split: str | None = None
-    fold: int | None = None
-    folds: int = Field(5, ge=2)
-    weights: str | None = None
 
 
 class SegmentationTask:
@@ -193,15 +175,13 @@ def resolve_settings(
         InputError: for unknown settings (naming the nearest), wrong values, and where no data set is named.
     """
     takes_slices = model is not None and len(model_info(model).input_size) == 3
-    return resolve(
-        RunSettings,
-        load_recipe,
+    return RECIPES.resolve(
+        data=data,
         recipe=recipe,
-        default_recipe="generic_slices" if takes_slices else "generic",
         config=config,
         overrides=[*([] if model is None else [f"plan.model={model}"]), *overrides],
-        given={"data": None if data is None else str(data), **given},
-        nothing_named="no data set is named: give a folder with dataset.json, or with images/ and labels/",
+        default="generic_slices" if takes_slices else None,
+        **given,
     )
 
 
@@ -234,8 +214,7 @@ def train(
 
 def _prepare_run(settings: RunSettings, out: Path, *, resume: bool, say: Callable[[str], None]) -> None:
     """Checks every case, and writes fingerprint, split and plan, in this order: a plan that is there stands for all."""
-    if (out / "settings.yaml").exists() and not resume:
-        raise InputError(f"{out}: holds a run already; resume it (--resume), or train into another folder")
+    refuse_run(out, resume=resume)
     if resume and (out / "plan.yaml").exists():
         return
     description = read_dataset(settings.data)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from vsuite.core.training import recipes
+from vsuite.core.training.recipes import Recipes
 from vsuite.core.training.settings import TrainingSettings
 from vsuite.pointcloud.data.transforms import compose
 
@@ -128,15 +127,11 @@ class RunSettings(RecipeSettings):
     weights: str | None = None
 
 
-def list_recipes() -> list[str]:
-    """Names of the recipes that the package ships."""
-    return recipes.list_recipes("vsuite.pointcloud")
-
-
-def load_recipe(source: str | Path) -> RecipeSettings:
-    """A recipe by name, or from a YAML file of one's own.
-
-    Raises:
-        InputError: for an unknown name (naming the nearest) and for what is wrong in a file.
-    """
-    return recipes.load_recipe("vsuite.pointcloud", source, RecipeSettings)
+RECIPES = Recipes(
+    ("vsuite.pointcloud",),
+    RecipeSettings,
+    RunSettings,
+    default="flatformer_streets",
+    nothing_named="no data is named: give the folder of a data set",
+)
+list_recipes, load_recipe = RECIPES.names, RECIPES.load

@@ -2,60 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vsuite.core import model_info
-from vsuite.core.devices import pick_device
 from vsuite.core.errors import InputError
 from vsuite.core.training import TrainingResult, TrainingTask
-from vsuite.core.training import train as run_training
-from vsuite.core.training.processes import first_alone, process_group
-from vsuite.core.training.recipes import resolve
+from vsuite.core.training.by_recipe import train_by_recipe
 from vsuite.pointcloud.data.detection import read_detection
 from vsuite.pointcloud.data.frames import Frame
 from vsuite.pointcloud.data.shapes import ShapeData, read_shapes, shape_splits
 from vsuite.pointcloud.detection import DetectionTask
-from vsuite.pointcloud.settings import RunSettings, load_recipe
+from vsuite.pointcloud.settings import RECIPES, RunSettings
 from vsuite.pointcloud.shapes import ShapeTask
 
-DEFAULT_RECIPE = "flatformer_streets"
+resolve_settings = RECIPES.resolve
 MODEL_TASKS = {"detect": "3d detection", "classify": "shape classification", "parts": "part segmentation"}
-
-
-def resolve_settings(
-    *,
-    data: str | Path | None = None,
-    recipe: str | Path | None = None,
-    config: str | Path | None = None,
-    overrides: Sequence[str] = (),
-    **given: Any,
-) -> RunSettings:
-    """The settings of a run, from a recipe or a settings file and what overrides it.
-
-    Args:
-        data: folder of the data set; None takes the settings file's.
-        recipe: name or file of a recipe; None is "flatformer_streets".
-        config: a run's `settings.yaml`, in place of a recipe.
-        overrides: "training.steps=1000" and the like.
-        given: further fields of `RunSettings`; None leaves one as it is.
-
-    Raises:
-        InputError: for unknown settings (naming the nearest), wrong values, and where no data is named.
-    """
-    return resolve(
-        RunSettings,
-        load_recipe,
-        recipe=recipe,
-        default_recipe=DEFAULT_RECIPE,
-        config=config,
-        overrides=overrides,
-        given={"data": None if data is None else str(data), **given},
-        nothing_named="no data is named: give the folder of a data set",
-    )
 
 
 def train(
@@ -72,18 +36,7 @@ def train(
     Raises:
         InputError: for everything that is wrong with the data or the settings, before training starts.
     """
-    out = Path(out)
-    with process_group(pick_device(device)):
-        if (out / "settings.yaml").exists() and not resume:
-            raise InputError(f"{out}: holds a run already; resume it (--resume), or train into another folder")
-        info = model_info(settings.model)
-        if info.task != MODEL_TASKS[settings.task]:
-            raise InputError(
-                f"{info.name} is a model for {info.task}; the task {settings.task!r} needs one for {MODEL_TASKS[settings.task]}"
-            )
-        task, about = make_task(settings)
-        first_alone(lambda: say(about))
-        return run_training(task, settings.training, out, device=device, resume=resume, resolved=settings)
+    return train_by_recipe(settings, out, make_task, MODEL_TASKS, device=device, resume=resume, say=say)
 
 
 def make_task(settings: RunSettings) -> tuple[TrainingTask, str]:

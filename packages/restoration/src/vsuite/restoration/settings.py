@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from vsuite.core.errors import InputError
-from vsuite.core.training import recipes
+from vsuite.core.training.recipes import Recipes
 from vsuite.core.training.schedules import register_schedule
 from vsuite.core.training.settings import TrainingSettings
 from vsuite.restoration.real_esrgan import DegradationSettings
@@ -119,16 +118,17 @@ class RunSettings(RecipeSettings):
     validation_data: str | None = None
     weights: str | None = None
 
+    @field_validator("data", mode="before")
+    @classmethod
+    def _folders(cls, data: Any) -> Any:
+        return [data] if isinstance(data, str) else data
 
-def list_recipes() -> list[str]:
-    """Names of the recipes that the package ships."""
-    return recipes.list_recipes("vsuite.restoration")
 
-
-def load_recipe(source: str | Path) -> RecipeSettings:
-    """A recipe by name, or from a YAML file of one's own.
-
-    Raises:
-        InputError: for an unknown name (naming the nearest) and for what is wrong in a file.
-    """
-    return recipes.load_recipe("vsuite.restoration", source, RecipeSettings)
+RECIPES = Recipes(
+    ("vsuite.restoration",),
+    RecipeSettings,
+    RunSettings,
+    default="drct_lite",
+    nothing_named="no pictures are named: give a folder of high-resolution pictures",
+)
+list_recipes, load_recipe = RECIPES.names, RECIPES.load

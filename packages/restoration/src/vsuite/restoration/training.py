@@ -19,7 +19,7 @@ from vsuite.core.files import atomic_path
 from vsuite.core.training import TrainingDataset, TrainingResult
 from vsuite.core.training import train as run_training
 from vsuite.core.training.processes import first_alone, process_group
-from vsuite.core.training.recipes import resolve
+from vsuite.core.training.settings import refuse_run
 from vsuite.core.training.start import start_from
 from vsuite.restoration.data.patches import BicubicPatches, DegradedPatches, PictureStore, to_picture, to_tensor
 from vsuite.restoration.data.pictures import Picture, list_pictures, read_rgb
@@ -27,9 +27,9 @@ from vsuite.restoration.losses import PIXEL_LOSSES, PerceptualLoss, load_vgg19
 from vsuite.restoration.metrics import PsnrSsim
 from vsuite.restoration.real_esrgan import RealEsrganDegradation
 from vsuite.restoration.resize import crop_to_multiple, imresize
-from vsuite.restoration.settings import RunSettings, load_recipe
+from vsuite.restoration.settings import RECIPES, RunSettings
 
-DEFAULT_RECIPE = "drct_lite"
+resolve_settings = RECIPES.resolve
 
 
 class RestorationTask:
@@ -144,39 +144,6 @@ def scale_of(settings: RunSettings) -> int:
     return scale
 
 
-def resolve_settings(
-    *,
-    data: str | Path | Sequence[str | Path] | None = None,
-    recipe: str | Path | None = None,
-    config: str | Path | None = None,
-    overrides: Sequence[str] = (),
-    **given: Any,
-) -> RunSettings:
-    """The settings of a run, from a recipe or a settings file and what overrides it.
-
-    Args:
-        data: folder, or folders, of high-resolution pictures; None takes the settings file's.
-        recipe: name or file of a recipe; None is "drct_lite".
-        config: a run's `settings.yaml`, in place of a recipe.
-        overrides: "training.steps=1000" and the like.
-        given: further fields of `RunSettings`; None leaves one as it is.
-
-    Raises:
-        InputError: for unknown settings (naming the nearest), wrong values, and where no data is named.
-    """
-    folders = [data] if isinstance(data, str | Path) else data
-    return resolve(
-        RunSettings,
-        load_recipe,
-        recipe=recipe,
-        default_recipe=DEFAULT_RECIPE,
-        config=config,
-        overrides=overrides,
-        given={"data": None if folders is None else [str(folder) for folder in folders], **given},
-        nothing_named="no pictures are named: give a folder of high-resolution pictures",
-    )
-
-
 def train(
     settings: RunSettings, out: str | Path, *, device: str = "auto", resume: bool = False, say: Callable[[str], None] = print
 ) -> TrainingResult:
@@ -197,8 +164,7 @@ def train(
     """
     out = Path(out)
     with process_group(pick_device(device)):
-        if (out / "settings.yaml").exists() and not resume:
-            raise InputError(f"{out}: holds a run already; resume it (--resume), or train into another folder")
+        first_alone(lambda: refuse_run(out, resume=resume))
         scale = scale_of(settings)
         training, validation = split_pictures(settings)
         store = PictureStore(

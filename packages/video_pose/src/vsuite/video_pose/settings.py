@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from vsuite.core.training import recipes
+from vsuite.core.training.recipes import Recipes
 from vsuite.core.training.settings import TrainingSettings
 from vsuite.video_pose.action.settings import ActionSettings
 from vsuite.video_pose.forecast.settings import ForecastSettings
@@ -71,15 +70,11 @@ class RunSettings(RecipeSettings):
     weights: str | None = None
 
 
-def list_recipes() -> list[str]:
-    """Names of the recipes that the package ships."""
-    return recipes.list_recipes("vsuite.video_pose")
-
-
-def load_recipe(source: str | Path) -> RecipeSettings:
-    """A recipe by name, or from a YAML file of one's own.
-
-    Raises:
-        InputError: for an unknown name (naming the nearest) and for what is wrong in a file.
-    """
-    return recipes.load_recipe("vsuite.video_pose", source, RecipeSettings)
+RECIPES = Recipes(
+    ("vsuite.video_pose",),
+    RecipeSettings,
+    RunSettings,
+    default="convformer_mocap",
+    nothing_named="no data are named: give the file or folder of a data set (--data)",
+)
+list_recipes, load_recipe = RECIPES.names, RECIPES.load

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from vsuite.core.images.augmentation import AugmentationSettings
 from vsuite.core.images.preprocessing import PreprocessingSettings
-from vsuite.core.training import recipes
+from vsuite.core.training.recipes import Recipes
 from vsuite.core.training.settings import MAY_CHANGE, TrainingSettings
 
 
@@ -63,15 +62,25 @@ class RecipeSettings(BaseModel):
         return self
 
 
-def list_recipes() -> list[str]:
-    """Names of the recipes that the core ships."""
-    return recipes.list_recipes("vsuite.core.images")
+class RunSettings(RecipeSettings):
+    """Everything that decides a run: a recipe, and what it is applied to. It is kept as the run's `settings.yaml`.
 
-
-def load_recipe(source: str | Path) -> RecipeSettings:
-    """A recipe by name, or from a YAML file of one's own.
-
-    Raises:
-        InputError: for an unknown name (naming the nearest) and for what is wrong in a file.
+    Attributes:
+        data: see `read_dataset`.
+        multi_label: None decides from the data.
+        weights: file or name of weights to start from; None starts from scratch.
     """
-    return recipes.load_recipe("vsuite.core.images", source, RecipeSettings)
+
+    data: str = Field(min_length=1)
+    multi_label: bool | None = None
+    weights: str | None = None
+
+
+RECIPES = Recipes(
+    ("vsuite.core.images",),
+    RecipeSettings,
+    RunSettings,
+    default="generic",
+    nothing_named="no data set is named: give a folder of class folders, a .csv or a .npz file",
+)
+list_recipes, load_recipe = RECIPES.names, RECIPES.load

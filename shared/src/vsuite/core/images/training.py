@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -28,29 +27,16 @@ from vsuite.core.images.files import read_image
 from vsuite.core.images.loading import TrainingData, load_batches
 from vsuite.core.images.metrics import classification_metrics, confusion_matrix, truth_table
 from vsuite.core.images.preprocessing import preprocess, restore
-from vsuite.core.images.recipes import RecipeSettings, ValidationSettings, load_recipe
+from vsuite.core.images.recipes import RECIPES, RecipeSettings, RunSettings, ValidationSettings
 from vsuite.core.training import TrainingResult, TrainingSettings
 from vsuite.core.training import train as run_training
 from vsuite.core.training.processes import first_alone, from_all, process_group
-from vsuite.core.training.recipes import resolve
+from vsuite.core.training.recipes import Recipes
+from vsuite.core.training.settings import refuse_run
 from vsuite.core.weights import find_weights, read_metadata
 
 PICTURES = 24  # validation images on the sheet in the report
 LARGEST = 224  # side in pixels that is chosen for data sets of larger images
-
-
-class RunSettings(RecipeSettings):
-    """Everything that decides a run: a recipe, and what it is applied to. It is kept as the run's `settings.yaml`.
-
-    Attributes:
-        data: see `read_dataset`.
-        multi_label: None decides from the data.
-        weights: file or name of weights to start from; None starts from scratch.
-    """
-
-    data: str = Field(min_length=1)
-    multi_label: bool | None = None
-    weights: str | None = None
 
 
 class ClassificationTask:
@@ -136,7 +122,7 @@ def resolve_settings(
     recipe: str | Path | None = None,
     config: str | Path | None = None,
     overrides: Sequence[str] = (),
-    load: Callable[[str | Path], RecipeSettings] = load_recipe,
+    recipes: Recipes[RecipeSettings, RunSettings] = RECIPES,
     **given: Any,
 ) -> RunSettings:
     """The settings of a run, from a recipe or a settings file and what overrides it.
@@ -146,7 +132,7 @@ def resolve_settings(
         recipe: name or file of a recipe; None is "transfer" where there are weights to start from, else "generic".
         config: a run's `settings.yaml`, in place of a recipe.
         overrides: "training.epochs=10" and the like.
-        load: what reads a recipe; a domain's own knows further names.
+        recipes: where they are; a domain may have its own.
         given: further fields of `RunSettings`; None leaves one as it is.
 
     Raises:
@@ -154,16 +140,8 @@ def resolve_settings(
     """
     if any(override.partition("=")[0].strip() == "training.validate_every" for override in overrides):
         overrides = [*overrides, "validation.every_epochs=null"]  # steps that are asked for win, also the default's number
-    settings = resolve(
-        RunSettings,
-        load,
-        recipe=recipe,
-        default_recipe="transfer" if given.get("weights") else "generic",
-        config=config,
-        overrides=overrides,
-        given={"data": None if data is None else str(data), **given},
-        nothing_named="no data set is named: give a folder of class folders, a .csv or a .npz file",
-    )
+    default = "transfer" if given.get("weights") else "generic"
+    settings = recipes.resolve(data=data, recipe=recipe, config=config, overrides=overrides, default=default, **given)
     keep_model = config is not None or given.get("model") is not None or any(override.startswith("model=") for override in overrides)
     return settings if settings.weights is None else with_network_of(settings.weights, settings, keep_model=keep_model)
 
@@ -209,8 +187,7 @@ def train(
     """
     out = Path(out)
     with process_group(pick_device(device)) as place:
-        if first_alone((out / "settings.yaml").exists) and not resume:
-            raise InputError(f"{out}: holds a run already; resume it (--resume), or train into another folder")
+        first_alone(lambda: refuse_run(out, resume=resume))
         say = say if place.rank == 0 else lambda line: None
         dataset = read(settings.data, multi_label=settings.multi_label)
         dataset = divide(dataset, settings.validation.fraction, settings.training.seed)

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from vsuite.core.devices import Precision
 from vsuite.core.errors import InputError
 from vsuite.core.files import write_text
 from vsuite.core.training.schedules import get_schedule
@@ -68,7 +69,7 @@ class TrainingSettings(BaseModel):
     min_learning_rate: float = Field(0.0, ge=0, allow_inf_nan=False)
     clip_gradients: float | None = Field(None, gt=0)
     ema_decay: float | None = Field(None, gt=0, lt=1)
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Precision = "fp32"
     seed: int = Field(0, ge=0, lt=2**32)
     workers: int = Field(0, ge=0, json_schema_extra=MAY_CHANGE)
     validate_every: int = Field(500, ge=1, json_schema_extra=MAY_CHANGE)
@@ -234,16 +235,25 @@ def find_changes(settings: BaseModel, before: Mapping[str, Any], prefix: str = "
                 yield f"{prefix}{name} was {before[name]!r} and is {now[name]!r}{' (it may only grow)' if numbers else ''}"
 
 
+def refuse_run(folder: Path, *, resume: bool) -> None:
+    """Nothing, unless a folder holds a run that is not to be resumed: what reads much data first asks this before.
+
+    Raises:
+        InputError: for such a folder.
+    """
+    parts = (folder / "settings.yaml", folder / "metrics.jsonl", folder / "checkpoints" / "last.pth")
+    if not resume and any(path.exists() for path in parts):
+        raise InputError(f"{folder}: holds a run already; resume it (--resume), or train into another folder")
+
+
 def keep_settings(settings: BaseModel, folder: Path, *, resume: bool) -> None:
     """Writes `settings.yaml` of a run folder, unless the run in it is another.
 
     Raises:
         InputError: for a folder that holds a run where none is resumed, and for a run that began with other settings.
     """
+    refuse_run(folder, resume=resume)
     kept = folder / "settings.yaml"
-    found = [path for path in (kept, folder / "metrics.jsonl", folder / "checkpoints" / "last.pth") if path.exists()]
-    if found and not resume:
-        raise InputError(f"{folder}: holds a run already ({found[0].name}); resume it, or train into another folder")
     changes = list(find_changes(settings, read_yaml(kept))) if kept.exists() else []
     if changes:
         raise InputError(f"{folder}: a run resumes with the settings it began with, but {'; '.join(changes)}")

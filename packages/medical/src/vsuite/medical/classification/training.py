@@ -3,37 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from vsuite.core.errors import InputError
 from vsuite.core.images import recipes as image_recipes
 from vsuite.core.images import training
-from vsuite.core.images.recipes import RecipeSettings
-from vsuite.core.images.training import RunSettings
+from vsuite.core.images.recipes import RunSettings
 from vsuite.core.registry import model_info
-from vsuite.core.training import TrainingResult, recipes
+from vsuite.core.training import TrainingResult
 from vsuite.core.weights import find_weights, read_metadata
 from vsuite.medical.classification.datasets import read_dataset
 
-PACKAGE = "vsuite.medical.classification"
+RECIPES = replace(image_recipes.RECIPES, packages=("vsuite.medical.classification", *image_recipes.RECIPES.packages))
+list_recipes, load_recipe = RECIPES.names, RECIPES.load
+
 ENCODER = ("image_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")  # what a ViT shares with its autoencoder
-
-
-def list_recipes() -> list[str]:
-    """Names of the medical recipes and of those of the core."""
-    return sorted({*recipes.list_recipes(PACKAGE), *image_recipes.list_recipes()})
-
-
-def load_recipe(source: str | Path) -> RecipeSettings:
-    """A recipe by name, ours or the core's, or from a YAML file of one's own.
-
-    Raises:
-        InputError: for an unknown name (naming the nearest) and for what is wrong in a file.
-    """
-    if str(source) in image_recipes.list_recipes():
-        return image_recipes.load_recipe(source)
-    return recipes.load_recipe(PACKAGE, source, RecipeSettings)
 
 
 def resolve_settings(
@@ -58,7 +44,7 @@ def resolve_settings(
         if asked_for not in (None, of_recipe):
             overrides = ["options={}", *overrides]
         asked_for = asked_for or of_recipe
-    settings = training.resolve_settings(data=data, recipe=recipe, config=config, overrides=overrides, load=load_recipe, **given)
+    settings = training.resolve_settings(data=data, recipe=recipe, config=config, overrides=overrides, recipes=RECIPES, **given)
     if settings.weights is None:
         return settings
     return _with_encoder_of(settings.weights, settings, asked_for if config is None else settings.model)

@@ -24,16 +24,16 @@ from vsuite.core.images.preprocessing import PreprocessingSettings, preprocess, 
 from vsuite.core.images.recipes import ValidationSettings
 from vsuite.core.images.training import keep_data, loop_settings
 from vsuite.core.registry import model_info
-from vsuite.core.training import TrainingResult, TrainingSettings, recipes
+from vsuite.core.training import TrainingResult, TrainingSettings
 from vsuite.core.training import train as run_training
 from vsuite.core.training.processes import first_alone, from_all, process_group
-from vsuite.core.training.settings import MAY_CHANGE
+from vsuite.core.training.recipes import Recipes
+from vsuite.core.training.settings import MAY_CHANGE, refuse_run
 from vsuite.core.training.start import start_from
 from vsuite.medical.classification.datasets import holds_chestxray14, read_dataset
 from vsuite.medical.data.slices import cut_folder, holds_volumes
 from vsuite.medical.models.mae import MaskedAutoencoder, patchify, unpatchify
 
-PACKAGE = "vsuite.medical.pretraining"
 PICTURES = 8  # validation pictures that are drawn, three tiles each
 
 
@@ -73,6 +73,16 @@ class RunSettings(PretrainingSettings):
 
     data: str = Field(min_length=1)
     weights: str | None = None
+
+
+RECIPES = Recipes(
+    ("vsuite.medical.pretraining",),
+    PretrainingSettings,
+    RunSettings,
+    default="chestxray14_mae_vit_s",
+    nothing_named="no data is named: give a folder of pictures or volumes, or a .csv",
+)
+list_recipes, load_recipe, resolve_settings = RECIPES.names, RECIPES.load, RECIPES.resolve
 
 
 class PretrainingTask:
@@ -164,45 +174,6 @@ def patch_of(settings: PretrainingSettings) -> int:
     return int({**model_info(settings.model).options, **settings.options}["patch_size"])
 
 
-def list_recipes() -> list[str]:
-    """Names of the recipes for pre-training."""
-    return recipes.list_recipes(PACKAGE)
-
-
-def load_recipe(source: str | Path) -> PretrainingSettings:
-    """A recipe by name, or from a YAML file of one's own.
-
-    Raises:
-        InputError: for an unknown name (naming the nearest) and for what is wrong in a file.
-    """
-    return recipes.load_recipe(PACKAGE, source, PretrainingSettings)
-
-
-def resolve_settings(
-    *,
-    data: str | Path | None = None,
-    recipe: str | Path | None = None,
-    config: str | Path | None = None,
-    overrides: Sequence[str] = (),
-    **given: Any,
-) -> RunSettings:
-    """The settings of a run, from a recipe (None: chestxray14_mae_vit_s) or a settings file, and what overrides it.
-
-    Raises:
-        InputError: for unknown settings (naming the nearest), wrong values, and where no data is named.
-    """
-    return recipes.resolve(
-        RunSettings,
-        load_recipe,
-        recipe=recipe,
-        default_recipe="chestxray14_mae_vit_s",
-        config=config,
-        overrides=overrides,
-        given={"data": None if data is None else str(data), **given},
-        nothing_named="no data is named: give a folder of pictures or volumes, or a .csv",
-    )
-
-
 def train(
     settings: RunSettings, out: str | Path, *, device: str = "auto", resume: bool = False, say: Callable[[str], None] = print
 ) -> TrainingResult:
@@ -219,8 +190,7 @@ def train(
     """
     out = Path(out)
     with process_group(pick_device(device)) as place:
-        if first_alone((out / "settings.yaml").exists) and not resume:
-            raise InputError(f"{out}: holds a run already; resume it (--resume), or train into another folder")
+        first_alone(lambda: refuse_run(out, resume=resume))
         say = say if place.rank == 0 else lambda line: None
         _check_network(settings)
         first_alone(lambda: _prepare(Path(settings.data), out))
