@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from vsuite.core.errors import InputError
+from vsuite.core.errors import InputError, unknown
 
 if TYPE_CHECKING:
     import torch
+
+Precision = Literal["fp32", "bf16", "fp16"]
+"""What networks compute in: as they are, or under autocast."""
+
+
+def check_precision(precision: str) -> None:
+    """Raises `InputError` for what is no `Precision`."""
+    if precision not in get_args(Precision):
+        raise unknown("precision", precision, get_args(Precision))
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from vsuite.core.bench.count import count_macs, count_parameters
 from vsuite.core.bench.memory import peak_memory
-from vsuite.core.bench.subject import Conditions, Precision, Subject
+from vsuite.core.bench.subject import Conditions, Subject
 from vsuite.core.bench.timing import Spread, time_in_turn
+from vsuite.core.devices import Precision
 
 
 @dataclass(frozen=True)

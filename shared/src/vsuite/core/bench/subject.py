@@ -8,18 +8,16 @@ import importlib.util
 import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from vsuite.core.devices import Precision, autocast, check_precision
 from vsuite.core.errors import InputError, unknown
 from vsuite.core.optimize import optimize_for_inference
 from vsuite.core.registry import model_info
 from vsuite.core.weights import load_weights
-
-Precision = Literal["fp32", "bf16", "fp16"]
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -49,8 +47,7 @@ class Conditions:
             raise InputError(f"the batch size must be 1 or more; got {self.batch_size}")
         if self.threads is not None and self.threads < 1:
             raise InputError(f"the number of threads must be 1 or more; got {self.threads}")
-        if self.precision not in DTYPES:
-            raise unknown("precision", self.precision, DTYPES)
+        check_precision(self.precision)
 
     def inputs(self) -> Tensor:
         """Standard normal numbers, the same every time: batch, *size."""
@@ -62,9 +59,8 @@ class Conditions:
         """Inference under these conditions: number of threads and autocast; the number of threads is put back at the end."""
         before = torch.get_num_threads()
         torch.set_num_threads(self.threads or before)
-        autocast = torch.autocast(self.device.split(":")[0], DTYPES[self.precision], enabled=self.precision != "fp32")
         try:
-            with torch.inference_mode(), autocast:
+            with torch.inference_mode(), autocast(torch.device(self.device), self.precision):
                 yield
         finally:
             torch.set_num_threads(before)

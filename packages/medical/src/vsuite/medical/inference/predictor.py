@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import pydantic
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vsuite.core import load_published, optimize_for_inference
-from vsuite.core.devices import autocast, pick_device
+from vsuite.core.devices import Precision, autocast, check_precision, pick_device
 from vsuite.core.errors import InputError, unknown
 from vsuite.core.files import atomic_path
 from vsuite.core.training.settings import check_settings
@@ -35,7 +35,6 @@ from vsuite.medical.plan import Plan
 from vsuite.medical.preprocess import Prepared, preprocess
 
 Source = str | Path | tuple[nn.Module, Plan]
-Precision = Literal["fp32", "bf16", "fp16"]
 SIGMA_SCALE = 0.125  # of a window's Gaussian weights, as MONAI's
 # What the models of an ensemble must have in common; their networks may differ.
 SHARED = ("channels", "normalisation", "labels", "regions_class_order", "spacing", "axes", "patch_size", "zoom_slices")
@@ -101,8 +100,8 @@ class Predictor:
         zoom_slices: bool | None = None,
         compile: bool = False,
     ) -> None:
+        check_precision(precision)
         for name, value, allowed in (
-            ("precision", precision, get_args(Precision)),
             ("blend", blend, get_args(Blend)),
             ("interpolation", interpolation, get_args(Interpolation)),
         ):
