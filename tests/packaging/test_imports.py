@@ -32,7 +32,7 @@ HEAVY = {"mmengine", "monai", "matplotlib", "cv2", "onnx", "onnxscript", "onnxru
 
 # The floors of the core, from the ground up; a module may import from its own floor and those below.
 FLOORS = (
-    {"errors", "files", "terminal", "devices", "registry", "nn", "onnx", "optimize", "unpickling", "unpickling_names"},
+    {"batch", "errors", "files", "terminal", "devices", "registry", "nn", "onnx", "optimize", "unpickling", "unpickling_names"},
     {"models"},
     {"weights"},
     {"images", "training", "evaluation", "bench", "viz"},

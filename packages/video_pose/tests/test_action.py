@@ -6,6 +6,7 @@ import csv
 import json
 import pickle
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ import torch
 import yaml
 
 from vsuite.core import InputError, create_model, save_weights
-from vsuite.core.cli.app import run
 from vsuite.core.weights import read_metadata
 from vsuite.video_pose.action.clips import Video
 from vsuite.video_pose.action.evaluate import evaluate
@@ -23,7 +23,6 @@ from vsuite.video_pose.action.export import export_onnx
 from vsuite.video_pose.action.predict import Predictor, Wanted, predict_files, stream_video
 from vsuite.video_pose.action.settings import ClipSettings
 from vsuite.video_pose.action.task import Note, figures
-from vsuite.video_pose.cli import app
 from vsuite.video_pose.notes import NOTE
 from vsuite.video_pose.settings import list_recipes, load_recipe
 from vsuite.video_pose.skeletons import SKELETONS
@@ -37,13 +36,6 @@ TINY_FILM = {"widths": (4, 4, 8, 8), "blocks": 1, "embed_dim": 16, "num_heads": 
 TINY_STREAM = {"embed_dim": 16, "theta": 20.0}
 STREAM = ClipSettings(frames=20, window=40, coordinates="body", fps=60.0)
 TRAINING = {"batch_size": 6, "log_every": 5, "best_metric": "balanced_accuracy", "best_mode": "max", "learning_rate": 4e-3}
-
-
-def vsuite(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as left:
-        run(app, [str(argument) for argument in arguments])
-    captured = capsys.readouterr()
-    return int(left.value.code or 0), captured.out, captured.err
 
 
 def weights_of(path: Path, model: str, options: dict[str, Any], note: Note) -> Path:
@@ -81,7 +73,7 @@ def film_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # --- training ---
 
 
-def test_a_stream_model_learns_streams_and_is_judged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stream_model_learns_streams_and_is_judged(tmp_path: Path, vsuite: Callable[..., tuple[int, str, str]]) -> None:
     recipe = {
         "name": "tiny", "task": "action", "model": "lmuformer_pose", "options": TINY_STREAM,
         "training": TRAINING | {"steps": 40, "validate_every": 40}, "validation": {"fraction": 0.25},
@@ -90,7 +82,7 @@ def test_a_stream_model_learns_streams_and_is_judged(tmp_path: Path, capsys: pyt
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(recipe))))
     data = write_mocap(tmp_path / "motion.npz", frames=60)
     out = tmp_path / "run"
-    code, printed, _ = vsuite(capsys, "train", "--data", data, "--recipe", tmp_path / "tiny.yaml", "--out", out)
+    code, printed, _ = vsuite("train", "--data", data, "--recipe", tmp_path / "tiny.yaml", "--out", out)
     assert code == 0
     assert "7 videos to train on, 3 (6 clips) to validate on" in printed
     assert "its last 25% are held out: waving" in printed
@@ -108,7 +100,7 @@ def test_a_stream_model_learns_streams_and_is_judged(tmp_path: Path, capsys: pyt
         "metrics.json",
         "predictions.csv",
     ]
-    code, printed, _ = vsuite(capsys, "predict", data, "--weights", out, "--out", tmp_path / "said", "--stream", "--top", 2)
+    code, printed, _ = vsuite("predict", data, "--weights", out, "--out", tmp_path / "said", "--stream", "--top", 2)
     assert code == 0
     assert "9 predicted" in printed
     said = json.loads((tmp_path / "said" / "actions.json").read_text())
@@ -117,7 +109,7 @@ def test_a_stream_model_learns_streams_and_is_judged(tmp_path: Path, capsys: pyt
     rows = list(csv.DictReader((tmp_path / "said" / said["videos"][0]["stream"]).open()))
     assert [int(row["frame"]) for row in rows] == list(range(0, 60, 2))
     assert rows[-1]["label"] == said["videos"][0]["label"]
-    code, _, error = vsuite(capsys, "predict", data, "--weights", out, "--out", tmp_path / "said")
+    code, _, error = vsuite("predict", data, "--weights", out, "--out", tmp_path / "said")
     assert (code, "--overwrite replaces it" in error) == (2, True)
 
 
@@ -281,7 +273,7 @@ def test_videos_of_one_name_and_patterns(pose_weights: Path, tmp_path: Path) -> 
 # --- what users give wrongly ---
 
 
-def test_one_bad_file_does_not_stop_the_others(pose_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_bad_file_does_not_stop_the_others(pose_weights: Path, tmp_path: Path, vsuite: Callable[..., tuple[int, str, str]]) -> None:
     rng = np.random.default_rng(0)
     joints = keypoints("waving", 10, rng)
     bad = {
@@ -303,7 +295,7 @@ def test_one_bad_file_does_not_stop_the_others(pose_weights: Path, tmp_path: Pat
         assert match in error
         assert "\n" not in error
     assert done.failed[-1] == f"{tmp_path / 'film.mp4'}: does not decode as a video"
-    code, _, error = vsuite(capsys, "predict", tmp_path / "units.npy", "--weights", pose_weights, "--out", tmp_path / "again")
+    code, _, error = vsuite("predict", tmp_path / "units.npy", "--weights", pose_weights, "--out", tmp_path / "again")
     assert code == 2
     assert len(error.strip().splitlines()) == 1
 
@@ -316,11 +308,11 @@ class Program:
 
 
 def test_a_pickle_that_asks_for_more_is_refused(
-    pose_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    pose_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vsuite: Callable[..., tuple[int, str, str]]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("x.pkl").write_bytes(pickle.dumps(annotated_videos() | {"more": Program()}))
-    code, _, error = vsuite(capsys, "predict", "x.pkl", "--weights", pose_weights)
+    code, _, error = vsuite("predict", "x.pkl", "--weights", pose_weights)
     assert code == 2
     assert "nothing was run" in error
     assert not Path("ran").exists()
@@ -337,10 +329,12 @@ def test_data_of_other_classes_or_labels(pose_weights: Path, stream_weights: Pat
         evaluate(pose_weights, write_pickle(tmp_path / "a.pkl", content), tmp_path / "out", device="cpu")
 
 
-def test_a_model_for_something_else_and_missing_files(pose_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_for_something_else_and_missing_files(
+    pose_weights: Path, tmp_path: Path, vsuite: Callable[..., tuple[int, str, str]]
+) -> None:
     with pytest.raises(InputError, match="no such file or folder"):
         predict_files(Predictor(pose_weights, device="cpu"), [tmp_path / "none.npy"], tmp_path / "out")
-    code, _, error = vsuite(capsys, "predict", tmp_path, "--weights", pose_weights, "--task", "keywords")
+    code, _, error = vsuite("predict", tmp_path, "--weights", pose_weights, "--task", "keywords")
     assert code == 2
     assert "is for the task 'action', not 'keywords'" in error
     data = write_mocap(tmp_path / "m.npz")

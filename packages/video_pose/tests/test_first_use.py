@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,21 +11,12 @@ import pytest
 import torch
 
 from vsuite.core import InputError
-from vsuite.core.cli.app import run
-from vsuite.video_pose.cli import app
 from vsuite.video_pose.data.detections import read_detections
 from vsuite.video_pose.export import write_onnx
 from vsuite.video_pose.keywords.data import read_recordings
 from vsuite.video_pose.lift.evaluate import print_report
 from vsuite.video_pose.lift.walk import make_walk
 from vsuite.video_pose.metrics.pose import PoseReport
-
-
-def vsuite(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as left:
-        run(app, [str(argument) for argument in arguments])
-    captured = capsys.readouterr()
-    return int(left.value.code or 0), captured.out, captured.err
 
 
 def walk_seen(path: Path, *, frames: int = 12) -> Path:
@@ -93,8 +85,8 @@ def test_a_folder_of_openpose_without_anyone(tmp_path: Path, layout: str | None)
 
 
 @pytest.mark.parametrize("size", ["1920", "0x0", "1920x", "3x640x480", "axb"])
-def test_sizes_that_are_none(capsys: pytest.CaptureFixture[str], tmp_path: Path, size: str) -> None:
-    code, _, error = vsuite(capsys, "predict", tmp_path, "--size", size)
+def test_sizes_that_are_none(vsuite: Callable[..., tuple[int, str, str]], tmp_path: Path, size: str) -> None:
+    code, _, error = vsuite("predict", tmp_path, "--size", size)
     assert (code, error) == (2, f"error: --size '{size}' is not of the form 1920x1080: width and height in pixels\n")
 
 
@@ -106,24 +98,26 @@ def test_sizes_that_are_none(capsys: pytest.CaptureFixture[str], tmp_path: Path,
         (["--explain"], "--explain is for action; these weights are for lift"),
     ],
 )
-def test_options_of_another_task_are_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path, given: list[str], message: str) -> None:
-    code, _, error = vsuite(capsys, "predict", walk_seen(tmp_path / "a.npy"), "--out", tmp_path / "out", *given)
+def test_options_of_another_task_are_refused(
+    vsuite: Callable[..., tuple[int, str, str]], tmp_path: Path, given: list[str], message: str
+) -> None:
+    code, _, error = vsuite("predict", walk_seen(tmp_path / "a.npy"), "--out", tmp_path / "out", *given)
     assert (code, error) == (2, f"error: {message}\n")
     assert not (tmp_path / "out").exists()
-    code, _, error = vsuite(capsys, "evaluate", "--data", tmp_path, "--most", "3")
+    code, _, error = vsuite("evaluate", "--data", tmp_path, "--most", "3")
     assert (code, error) == (2, "error: --most is for forecast; these weights are for lift\n")
 
 
-def test_joints_outside_of_the_picture_are_told(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_joints_outside_of_the_picture_are_told(vsuite: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
     arguments = ["predict", walk_seen(tmp_path / "a.npy"), "--layout", "h36m17", "--fps", 60, "--no-flip", "--format", "npz"]
-    _, said, _ = vsuite(capsys, *arguments, "--size", "1920x1080", "--out", tmp_path / "right")
+    _, said, _ = vsuite(*arguments, "--size", "1920x1080", "--out", tmp_path / "right")
     assert "outside of" not in said
-    _, said, _ = vsuite(capsys, *arguments, "--size", "640x480", "--out", tmp_path / "wrong")
+    _, said, _ = vsuite(*arguments, "--size", "640x480", "--out", tmp_path / "wrong")
     assert "100 % of the joints lie outside of the picture of 640x480: is that its size?" in said
 
 
-def test_nothing_is_said_to_be_written_where_nothing_is(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    code, said, error = vsuite(capsys, "predict", walk_seen(tmp_path / "a.npy", frames=1), "--out", tmp_path / "out", "--layout", "h36m17")
+def test_nothing_is_said_to_be_written_where_nothing_is(vsuite: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    code, said, error = vsuite("predict", walk_seen(tmp_path / "a.npy", frames=1), "--out", tmp_path / "out", "--layout", "h36m17")
     assert (code, said) == (2, "")
     assert error.count("\n") == 1
 
@@ -139,7 +133,7 @@ def test_errors_are_told_with_their_units(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_runs_are_called_by_the_whole_name_of_a_folder(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    vsuite: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("words_v0.02", "words.npz"):
@@ -149,7 +143,7 @@ def test_runs_are_called_by_the_whole_name_of_a_folder(
     for name, run_name in (("words_v0.02", "words_v0.02"), ("words.npz", "words")):
         folder = Path("runs", f"{run_name}-lmuformer_speech_small")
         (folder / "settings.yaml").touch()
-        code, _, error = vsuite(capsys, "train", "--data", name, "--recipe", "lmuformer_speech_small", "--device", "cpu")
+        code, _, error = vsuite("train", "--data", name, "--recipe", "lmuformer_speech_small", "--device", "cpu")
         assert (code, error) == (2, f"error: {folder}: holds a run already; resume it (--resume), or train into another folder\n")
 
 
@@ -163,10 +157,10 @@ def test_onnx_of_any_batch_calls_it_so(tmp_path: Path) -> None:
     ]
 
 
-def test_weights_that_are_nowhere(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_weights_that_are_nowhere(vsuite: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
     for path, message in (
         (tmp_path, "is no run folder: it has no checkpoints/best.safetensors"),
         (tmp_path / "x", "no such file or run folder"),
     ):
-        code, _, error = vsuite(capsys, "export", "--weights", path, "--out", tmp_path / "a.onnx")
+        code, _, error = vsuite("export", "--weights", path, "--out", tmp_path / "a.onnx")
         assert (code, error) == (2, f"error: {path}: {message}\n")

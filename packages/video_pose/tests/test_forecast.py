@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -520,31 +521,21 @@ def test_onnx_gives_what_the_model_gives(run_folder: Path, predictor: Predictor,
 # The command line
 
 
-def vsuite(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    from vsuite.core.cli.app import run
-    from vsuite.video_pose.cli import app
-
-    with pytest.raises(SystemExit) as left:
-        run(app, [str(argument) for argument in arguments])
-    captured = capsys.readouterr()
-    return int(left.value.code or 0), captured.out, captured.err
-
-
 def test_the_verbs_predict_and_evaluate(
-    capsys: pytest.CaptureFixture[str], run_folder: Path, digits_file: Path, predictor: Predictor, tmp_path: Path
+    vsuite: Callable[..., tuple[int, str, str]], run_folder: Path, digits_file: Path, predictor: Predictor, tmp_path: Path
 ) -> None:
     video = moving_square(9)
     write_pictures(tmp_path / "square", video)
     asked = ["predict", tmp_path / "square", "--weights", run_folder, "--out", tmp_path / "out", "--device", "cpu"]
-    code, out, err = vsuite(capsys, *asked, "--task", "forecast", "--frames", 3, "--start", 1)
+    code, out, err = vsuite(*asked, "--task", "forecast", "--frames", 3, "--start", 1)
     assert code == 0, err
     assert "square: 3 frames; mean squared error" in out
     np.testing.assert_allclose(np.load(tmp_path / "out" / "square.npy"), predictor.predict(video[1:5, ..., 0], 3), atol=1e-5)
-    code, _, err = vsuite(capsys, *asked)
+    code, _, err = vsuite(*asked)
     assert (code, err.count("\n")) == (2, 1)
     assert "--overwrite replaces it" in err
     asked = ["evaluate", "--weights", run_folder, "--data", digits_file, "--out", tmp_path / "judged", "--device", "cpu", "--most", 3]
-    code, out, err = vsuite(capsys, *asked)
+    code, out, err = vsuite(*asked)
     assert code == 0, err
     assert "3 clips, 4 frames predicted from 4" in out
     assert "last frame repeated" in out
@@ -552,17 +543,17 @@ def test_the_verbs_predict_and_evaluate(
     later = np.stack([wanted.clip(number, None)[4:] for number in (0, 66, 133)])
     figures = json.loads((tmp_path / "judged" / "metrics.json").read_text())["figures"]
     assert figures["black frames"]["mse"] == pytest.approx((later**2).sum() / 12, rel=1e-5), "one digit a clip, as it has learnt"
-    code, _, err = vsuite(capsys, *asked, "--split", "vla")
+    code, _, err = vsuite(*asked, "--split", "vla")
     assert (code, err.count("\n")) == (2, 1)
     assert "no split 'vla'; it has train, val, test" in err
 
 
-def test_bad_videos_are_one_line_and_code_2(capsys: pytest.CaptureFixture[str], run_folder: Path, tmp_path: Path) -> None:
+def test_bad_videos_are_one_line_and_code_2(vsuite: Callable[..., tuple[int, str, str]], run_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.mp4").write_bytes(np.random.default_rng(0).bytes(3000))
     write_video(tmp_path / "short.mp4", moving_square(2))
     np.save(tmp_path / "nan.npy", np.full((4, 64, 64), np.nan))
     for name, message in (("bad.mp4", "does not decode as a video"), ("short.mp4", "observes 4"), ("nan.npy", "NaN")):
-        code, _, err = vsuite(capsys, "predict", tmp_path / name, "--weights", run_folder, "--out", tmp_path / "out", "--device", "cpu")
+        code, _, err = vsuite("predict", tmp_path / name, "--weights", run_folder, "--out", tmp_path / "out", "--device", "cpu")
         assert code == 2
         assert message in err
         assert len(err.strip().splitlines()) == 1, err

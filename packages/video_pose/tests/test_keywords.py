@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from vsuite.core import InputError, create_model, save_weights
-from vsuite.core.cli.app import run
 from vsuite.core.training.settings import TrainingSettings
-from vsuite.video_pose.cli import app
 from vsuite.video_pose.data.speech import SAMPLE_RATE, load_clip
 from vsuite.video_pose.keywords.data import WordSamples, features_of, find_words, masked, mixed, read_recordings, read_word, windows_of
 from vsuite.video_pose.keywords.evaluate import evaluate
@@ -58,13 +57,6 @@ def write_words(root: Path, each: int = 8) -> Path:
     return root
 
 
-def vsuite(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as left:
-        run(app, [str(argument) for argument in arguments])
-    captured = capsys.readouterr()
-    return int(left.value.code or 0), captured.out, captured.err
-
-
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return untrained(tmp_path_factory.mktemp("w") / "w.safetensors")
@@ -85,7 +77,7 @@ def untrained(path: Path, **options: Any) -> Path:
 # --- the way of a user ---
 
 
-def test_words_are_learnt_spotted_and_judged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_words_are_learnt_spotted_and_judged(tmp_path: Path, vsuite: Callable[..., tuple[int, str, str]]) -> None:
     data, out = write_words(tmp_path / "words"), tmp_path / "run"
     recipe = {
         "name": "tiny", "task": "keywords", "model": "lmuformer_speech", "options": TINY, "keywords": SMALL.model_dump(),
@@ -93,7 +85,7 @@ def test_words_are_learnt_spotted_and_judged(tmp_path: Path, capsys: pytest.Capt
         "validation": {"fraction": 0.3},
     }  # fmt: skip
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(recipe))))
-    code, printed, _ = vsuite(capsys, "train", "--data", data, "--recipe", tmp_path / "tiny.yaml", "--out", out)
+    code, printed, _ = vsuite("train", "--data", data, "--recipe", tmp_path / "tiny.yaml", "--out", out)
     assert code == 0
     assert "3 words: falling, high, low" in printed
     found = evaluate(out, data, tmp_path / "judged", stream=True, device="cpu")
@@ -102,7 +94,7 @@ def test_words_are_learnt_spotted_and_judged(tmp_path: Path, capsys: pytest.Capt
     assert found["stream"]["accuracy_after"]["100%"] == 1.0
     assert json.loads((tmp_path / "judged" / "metrics.json").read_text()) == json.loads(json.dumps(found))
     said = write_word(tmp_path / "new" / "one.wav", "high", np.random.default_rng(9))
-    code, printed, _ = vsuite(capsys, "predict", said, "--weights", out, "--out", tmp_path / "said", "--stream", "--top", 2)
+    code, printed, _ = vsuite("predict", said, "--weights", out, "--out", tmp_path / "said", "--stream", "--top", 2)
     assert (code, "high" in printed) == (0, True)
     content = json.loads((tmp_path / "said" / "keywords.json").read_text())
     assert content["recordings"][0]["word"] == "high"
@@ -197,7 +189,7 @@ def test_speakers_do_not_stand_on_both_sides(tmp_path: Path) -> None:
 # --- what users give wrongly ---
 
 
-def test_bad_recordings_are_one_line_each(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_recordings_are_one_line_each(weights: Path, tmp_path: Path, vsuite: Callable[..., tuple[int, str, str]]) -> None:
     rng = np.random.default_rng(0)
     good = write_word(tmp_path / "good.wav", "low", rng)
     (tmp_path / "text.wav").write_bytes(b"this is no recording")
@@ -209,7 +201,7 @@ def test_bad_recordings_are_one_line_each(weights: Path, tmp_path: Path, capsys:
     problems = {Path(line.split(":")[0]).stem: line for line in done.failed}
     for name, match in {"text": "cannot be read as WAV", "rate": "8000 Hz", "nan": "NaN", "short": "25 ms"}.items():
         assert match in problems[name]
-    code, _, error = vsuite(capsys, "predict", tmp_path / "text.wav", "--weights", weights, "--out", tmp_path / "other")
+    code, _, error = vsuite("predict", tmp_path / "text.wav", "--weights", weights, "--out", tmp_path / "other")
     assert code == 2
     assert len(error.strip().splitlines()) == 1
     with pytest.raises(InputError, match="no such file"):

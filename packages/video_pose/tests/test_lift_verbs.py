@@ -10,10 +10,8 @@ import pytest
 import yaml
 
 from vsuite.core import InputError
-from vsuite.core.cli.app import run
 from vsuite.core.weights import read_metadata
 from vsuite.video_pose.cameras import denormalize_screen
-from vsuite.video_pose.cli import app
 from vsuite.video_pose.lift.export import export_onnx
 from vsuite.video_pose.lift.mocap import make_videos, read_mocap
 from vsuite.video_pose.lift.predict import SHIPPED, Predictor
@@ -41,13 +39,6 @@ TINY = {
     "training": {"steps": 60, "batch_size": 16, "learning_rate": 3e-3, "validate_every": 60, "log_every": 20, "best_metric": "mpjpe"},
     "validation": {"fraction": 0.5, "most": 4, "pictures": 2},
 }
-
-
-def vsuite(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as left:
-        run(app, [str(argument) for argument in arguments])
-    captured = capsys.readouterr()
-    return int(left.value.code or 0), captured.out, captured.err
 
 
 @pytest.fixture(scope="module")
@@ -95,10 +86,10 @@ def test_training_learns_and_leaves_what_prediction_needs(trained: Path) -> None
     assert (trained / "report.html").is_file()
 
 
-def test_predict_writes_every_form(capsys, trained: Path, detections: Path, tmp_path: Path) -> None:
+def test_predict_writes_every_form(vsuite, trained: Path, detections: Path, tmp_path: Path) -> None:
     out = tmp_path / "found"
     arguments = ["predict", detections / "two.npz", "--task", "lift", "--weights", trained, "--out", out, "--device", "cpu"]
-    code, said, err = vsuite(capsys, *arguments, "--format", "npz,json,bvh")
+    code, said, err = vsuite(*arguments, "--format", "npz,json,bvh")
     assert code == 0, err
     assert "2 people, 60 poses" in said
     assert "field of view of 50 degrees, assumed" in said
@@ -114,16 +105,16 @@ def test_predict_writes_every_form(capsys, trained: Path, detections: Path, tmp_
         np.testing.assert_array_equal(file["poses_3d"][:, 0], 0)
         np.testing.assert_allclose(file["poses_3d"], content["people"][0]["poses_3d"], atol=1e-5)
     assert (out / "two_person1.bvh").read_text().startswith("HIERARCHY")
-    code, _, err = vsuite(capsys, *arguments)
+    code, _, err = vsuite(*arguments)
     assert code == 2
     assert "exists; --overwrite replaces it" in err
-    assert vsuite(capsys, *arguments, "--overwrite", "--people", "1")[0] == 0
+    assert vsuite(*arguments, "--overwrite", "--people", "1")[0] == 0
 
 
-def test_film_and_page(capsys, trained: Path, detections: Path, tmp_path: Path) -> None:
+def test_film_and_page(vsuite, trained: Path, detections: Path, tmp_path: Path) -> None:
     pytest.importorskip("cv2")
     arguments = ["predict", detections / "one.npz", "--weights", trained, "--out", tmp_path, "--render", "gif", "--page"]
-    code, _, err = vsuite(capsys, *arguments, "--device", "cpu")
+    code, _, err = vsuite(*arguments, "--device", "cpu")
     assert code == 0, err
     assert (tmp_path / "one.gif").read_bytes()[:4] == b"GIF8"
     assert "<html" in (tmp_path / "one.html").read_text()
@@ -155,7 +146,7 @@ def test_other_rates_are_brought_to_the_models(trained: Path) -> None:
     assert mpjpe(predictor.lift(pixels[::2], SIZE).poses, whole[::2]) > 2 * mpjpe(half, whole[::2])
 
 
-def test_a_layout_that_converts(capsys, trained: Path, tmp_path: Path) -> None:
+def test_a_layout_that_converts(vsuite, trained: Path, tmp_path: Path) -> None:
     """COCO's joints in, Human3.6M's out; missing joints are told."""
     coco = np.zeros((30, 17, 2), np.float32)
     seen = denormalize_screen(screen_of(2), *SIZE)
@@ -164,14 +155,14 @@ def test_a_layout_that_converts(capsys, trained: Path, tmp_path: Path) -> None:
     coco[3, 9] = np.nan
     np.save(tmp_path / "walk.npy", coco)
     arguments = ["predict", tmp_path / "walk.npy", "--weights", trained, "--out", tmp_path / "out", "--device", "cpu"]
-    code, said, err = vsuite(capsys, *arguments, "--layout", "coco17", "--size", "1000x1000", "--fps", "60", "--fov", "60")
+    code, said, err = vsuite(*arguments, "--layout", "coco17", "--size", "1000x1000", "--fps", "60", "--fov", "60")
     assert code == 0, err
     assert "1 of 30 with joints interpolated" in said
     assert "field of view of 60 degrees, as given" in said
-    code, _, err = vsuite(capsys, *arguments, "--layout", "coco17", "--overwrite")
+    code, _, err = vsuite(*arguments, "--layout", "coco17", "--overwrite")
     assert code == 2
     assert "give --size WIDTHxHEIGHT" in err
-    code, _, err = vsuite(capsys, *arguments, "--size", "1000x1000", "--overwrite")
+    code, _, err = vsuite(*arguments, "--size", "1000x1000", "--overwrite")
     assert code == 2
     assert "name the layout (--layout): coco17, h36m17" in err
 
@@ -190,15 +181,15 @@ def bad_files(folder: Path) -> dict[str, str]:
     return {name: message for name, (_, message) in arrays.items()}
 
 
-def test_bad_inputs_are_one_line_each(capsys, trained: Path, tmp_path: Path) -> None:
+def test_bad_inputs_are_one_line_each(vsuite, trained: Path, tmp_path: Path) -> None:
     options = ["--weights", trained, "--layout", "h36m17", "--size", "1000x1000", "--fps", "60", "--device", "cpu"]
     for name, message in bad_files(tmp_path).items():
-        code, _, err = vsuite(capsys, "predict", tmp_path / f"{name}.npy", "--out", tmp_path / "out", *options)
+        code, _, err = vsuite("predict", tmp_path / f"{name}.npy", "--out", tmp_path / "out", *options)
         assert code == 2
         assert message in err
         assert err.count("\n") == 1
     np.save(tmp_path / "good.npy", denormalize_screen(screen_of(1), *SIZE))
-    code, said, err = vsuite(capsys, "predict", tmp_path, "--out", tmp_path / "out", *options)
+    code, said, err = vsuite("predict", tmp_path, "--out", tmp_path / "out", *options)
     assert code == 2
     assert "1 predicted" in said
     assert "5 of 6 failed" in err
@@ -208,13 +199,13 @@ def test_bad_inputs_are_one_line_each(capsys, trained: Path, tmp_path: Path) -> 
         (["--format", "fbx"], "unknown format 'fbx'"),
         (["--task", "action"], "is for the task 'lift'"),
     ):
-        code, _, err = vsuite(capsys, "predict", tmp_path / "good.npy", "--out", tmp_path / "new", *options, *arguments)
+        code, _, err = vsuite("predict", tmp_path / "good.npy", "--out", tmp_path / "new", *options, *arguments)
         assert (code, message in err) == (2, True), err
 
 
-def test_evaluate_counts_unseen_sequences_alone(capsys, trained: Path, mocap: Path, tmp_path: Path) -> None:
+def test_evaluate_counts_unseen_sequences_alone(vsuite, trained: Path, mocap: Path, tmp_path: Path) -> None:
     arguments = ["evaluate", "--data", mocap, "--weights", trained, "--out", tmp_path, "--device", "cpu"]
-    code, said, err = vsuite(capsys, *arguments)
+    code, said, err = vsuite(*arguments)
     assert code == 0, err
     assert "2 of 4 sequences" in said.replace("\n", " ")
     content = json.loads((tmp_path / "metrics.json").read_text())
@@ -232,21 +223,21 @@ def test_evaluate_counts_unseen_sequences_alone(capsys, trained: Path, mocap: Pa
     whole = tmp_path / "trained.npz"
     note = read_metadata(trained / "checkpoints" / "best.safetensors")[NOTE]
     np.savez(whole, **{s.name: (1000 * s.poses).astype(np.int16) for s in read_mocap(mocap) if s.name in note["trained_on"]})
-    code, _, err = vsuite(capsys, "evaluate", "--data", whole, "--weights", trained, "--out", tmp_path)
+    code, _, err = vsuite("evaluate", "--data", whole, "--weights", trained, "--out", tmp_path)
     assert code == 2
     assert "has learnt from all 2 sequences" in err
-    code, _, err = vsuite(capsys, *arguments, "--noise", "x")
+    code, _, err = vsuite(*arguments, "--noise", "x")
     assert code == 2
     assert "is no list of numbers" in err
 
 
 @pytest.mark.slow
-def test_export_agrees_with_onnxruntime(capsys, trained: Path, tmp_path: Path) -> None:
+def test_export_agrees_with_onnxruntime(vsuite, trained: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
-    code, said, err = vsuite(capsys, "export", "--weights", trained, "--out", tmp_path / "lifter.onnx")
+    code, said, err = vsuite("export", "--weights", trained, "--out", tmp_path / "lifter.onnx")
     assert code == 0, err
     assert "windows of 9 frames in the layout h36m17; differs from the model by at most" in said
-    code, _, err = vsuite(capsys, "export", "--weights", trained, "--out", tmp_path / "lifter.onnx")
+    code, _, err = vsuite("export", "--weights", trained, "--out", tmp_path / "lifter.onnx")
     assert code == 2
     assert "--overwrite" in err
     with pytest.raises(InputError, match=r"must end in \.onnx"):
@@ -265,14 +256,14 @@ def test_recipes_build_their_models() -> None:
 
 
 @pytest.mark.slow
-def test_the_demo_with_the_shipped_weights(capsys, tmp_path: Path) -> None:
+def test_the_demo_with_the_shipped_weights(vsuite, tmp_path: Path) -> None:
     out = tmp_path / "demo"
-    code, said, err = vsuite(capsys, "demo", "--out", out)
+    code, said, err = vsuite("demo", "--out", out)
     assert code == 0, err
     for ending in ("npz", "json", "bvh", "mp4", "html"):
         assert (out / "lifted" / f"walk.{ending}").is_file()
     assert "a walk that no model has seen" in said
-    code, _, err = vsuite(capsys, "demo", "--out", out)
+    code, _, err = vsuite("demo", "--out", out)
     assert code == 2
     assert "--overwrite" in err
 
@@ -298,7 +289,7 @@ def film_of(path: Path, frames: int, size: tuple[int, int] = SIZE) -> Path:
 
 
 @pytest.mark.parametrize(("frames", "start"), [(30, 0), (45, 10)], ids=["as many frames as poses", "poses begin later"])
-def test_poses_are_drawn_over_their_video(capsys, trained: Path, tmp_path: Path, frames: int, start: int) -> None:
+def test_poses_are_drawn_over_their_video(vsuite, trained: Path, tmp_path: Path, frames: int, start: int) -> None:
     from vsuite.video_pose.data.videos import read_frames
 
     seen = denormalize_screen(screen_of(5), *SIZE)
@@ -307,7 +298,7 @@ def test_poses_are_drawn_over_their_video(capsys, trained: Path, tmp_path: Path,
     (tmp_path / "walk.csv").write_text("\n".join(lines))
     film = film_of(tmp_path / "film.mp4", frames)
     arguments = ["predict", tmp_path / "walk.csv", "--layout", "h36m17", "--weights", trained, "--device", "cpu", "--no-flip"]
-    code, _, err = vsuite(capsys, *arguments, "--video", film, "--out", tmp_path / "out")  # which says size and rate, too
+    code, _, err = vsuite(*arguments, "--video", film, "--out", tmp_path / "out")  # which says size and rate, too
     assert code == 0, err
     content = json.loads((tmp_path / "out" / "walk.json").read_text())
     assert (content["size"], content["fps"], content["people"][0]["first_frame"]) == (list(SIZE), 30.0, start)
@@ -316,40 +307,40 @@ def test_poses_are_drawn_over_their_video(capsys, trained: Path, tmp_path: Path,
         assert corner == pytest.approx(4 * (start + number), abs=5)
 
 
-def test_videos_that_are_not_those_of_the_poses(capsys, trained: Path, detections: Path, tmp_path: Path) -> None:
+def test_videos_that_are_not_those_of_the_poses(vsuite, trained: Path, detections: Path, tmp_path: Path) -> None:
     arguments = ["predict", "--weights", trained, "--device", "cpu", "--out", tmp_path / "out"]
     short, small = film_of(tmp_path / "short.mp4", 12), film_of(tmp_path / "small.mp4", 30, (64, 64))
     for film, message in ((short, "has 12 frames"), (small, "64x64"), (tmp_path / "absent.mp4", "no such file")):
-        code, _, err = vsuite(capsys, *arguments, detections / "one.npz", "--video", film)
+        code, _, err = vsuite(*arguments, detections / "one.npz", "--video", film)
         assert (code, err.count("\n")) == (2, 1)
         assert message in err
-    code, _, err = vsuite(capsys, *arguments, detections, "--video", short)
+    code, _, err = vsuite(*arguments, detections, "--video", short)
     assert code == 2
     assert "2 inputs" in err
     assert not (tmp_path / "out").exists()
 
 
-def test_a_bystander_without_legs_does_not_stop_the_others(capsys, trained: Path, detections: Path, tmp_path: Path) -> None:
+def test_a_bystander_without_legs_does_not_stop_the_others(vsuite, trained: Path, detections: Path, tmp_path: Path) -> None:
     with np.load(detections / "two.npz") as file:
         both = file["poses_2d"].copy()
     both[1][:, H36M17.names.index("left_ankle")] = np.nan
     np.savez(tmp_path / "crowd.npz", poses_2d=both, layout="h36m17", size=SIZE, fps=60.0)
     arguments = ["predict", "--weights", trained, "--device", "cpu", "--out", tmp_path / "out"]
-    code, said, err = vsuite(capsys, *arguments, tmp_path / "crowd.npz")
+    code, said, err = vsuite(*arguments, tmp_path / "crowd.npz")
     assert code == 0, err
     assert "1 person, 30 poses" in said
     assert "left out: person 1: no frame shows what left_ankle is made from" in said
     np.savez(tmp_path / "alone.npz", poses_2d=both[1], layout="h36m17", size=SIZE, fps=60.0)
-    code, _, err = vsuite(capsys, *arguments, tmp_path / "alone.npz")
+    code, _, err = vsuite(*arguments, tmp_path / "alone.npz")
     assert code == 2
     assert "no frame shows" in err
 
 
-def test_results_with_brackets_in_their_names_are_not_replaced(capsys, trained: Path, detections: Path, tmp_path: Path) -> None:
+def test_results_with_brackets_in_their_names_are_not_replaced(vsuite, trained: Path, detections: Path, tmp_path: Path) -> None:
     (tmp_path / "clip[1].npz").write_bytes((detections / "two.npz").read_bytes())
     arguments = ["predict", tmp_path / "clip[1].npz", "--weights", trained, "--device", "cpu", "--out", tmp_path / "out", "--format", "npz"]
-    assert vsuite(capsys, *arguments)[0] == 0
-    assert vsuite(capsys, *arguments)[0] == 2
+    assert vsuite(*arguments)[0] == 0
+    assert vsuite(*arguments)[0] == 2
 
 
 @pytest.mark.parametrize("options", [{"fps": 0.0}, {"fps": float("nan")}, {"fps": 1e-9}, {"field_of_view": 200.0}, {"field_of_view": 0.0}])
@@ -358,13 +349,13 @@ def test_impossible_rates_and_angles(trained: Path, detections: Path, options: d
         Predictor(trained, device="cpu").lift(file["poses_2d"], SIZE, **options)
 
 
-def test_one_bad_video_of_a_file_does_not_stop_the_others(capsys, trained: Path, tmp_path: Path) -> None:
+def test_one_bad_video_of_a_file_does_not_stop_the_others(vsuite, trained: Path, tmp_path: Path) -> None:
     seen = denormalize_screen(screen_of(5), *SIZE)
     content = {"layout_name": "h36m", "num_joints": 17, "video_metadata": {"S1": {"w": 1000, "h": 1000}}}
     positions = {"S1": {"walk": [seen / 1000, seen], "walk/": [seen], "walk-": [seen]}}  # shares of the picture; names that become one
     np.savez(tmp_path / "d.npz", positions_2d=np.array(positions, dtype=object), metadata=np.array(content, dtype=object))
     arguments = ["predict", tmp_path / "d.npz", "--weights", trained, "--device", "cpu", "--out", tmp_path / "out", "--overwrite"]
-    code, said, err = vsuite(capsys, *arguments, "--format", "json")
+    code, said, err = vsuite(*arguments, "--format", "json")
     assert code == 2
     assert "2 predicted" in said
     assert "2 of 4 failed" in err

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from vsuite.core.batch import check_failed, refuse_existing
 from vsuite.core.cli import options
 from vsuite.core.cli.app import new_app, run
 from vsuite.core.errors import InputError
@@ -164,8 +165,7 @@ def predict(
     failed = predict_files(predictor, inputs, out, resume=resume, overwrite=overwrite, save_probabilities=probabilities)
     if failed:
         cases = json.loads((out / "predictions.json").read_text(encoding="utf-8"))["cases"]
-        first = next(case["error"] for case in cases if case["status"] == "failed")
-        raise InputError(first if len(cases) == 1 else f"{failed} of {len(cases)} cases failed; first: {first}")
+        check_failed([case["error"] for case in cases if case["status"] == "failed"], len(cases), "cases failed")
     typer.echo(f"label maps in {out}")
 
 
@@ -241,9 +241,8 @@ def export(
     from vsuite.medical import export as exports
     from vsuite.medical.classification import cli as commands
 
-    taken = [path for path in (out, exports.contract_path(out)) if path.exists()]
-    if form != "bundle" and taken and not overwrite:
-        raise InputError(f"{taken[0]}: exists; --overwrite replaces it")
+    for path in () if form == "bundle" else (out, exports.contract_path(out)):
+        refuse_existing(path, overwrite=overwrite)
     if plan is None and commands.task_of(task, [weights]) != "segmentation":
         commands.export(weights, out, form, overwrite=overwrite)
         return

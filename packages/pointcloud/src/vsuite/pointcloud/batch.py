@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from vsuite.core.batch import Summary, check_names, check_results, find_files, refuse_existing
 from vsuite.core.errors import InputError
-from vsuite.core.files import atomic_path, write_text
+from vsuite.core.files import atomic_path, write_csv
 from vsuite.core.terminal import console
 from vsuite.pointcloud.data import boxes_io
 from vsuite.pointcloud.data.boxes_io import NOTHING, Boxes
@@ -44,37 +44,9 @@ class Outputs:
     overwrite: bool = False
 
 
-@dataclass
-class Summary:
-    """What became of a batch: a line for each result, how many there are, and what is wrong with the files that failed."""
-
-    lines: list[str] = field(default_factory=list)
-    failed: list[str] = field(default_factory=list)
-
-    @property
-    def count(self) -> int:
-        return len(self.lines)
-
-
 def find_clouds(inputs: Sequence[str | Path]) -> list[Path]:
-    """The point clouds in files, folders (with their sub-folders) and patterns such as "sweeps/*.bin".
-
-    Raises:
-        InputError: for what does not exist, and folders and patterns without point clouds.
-    """
-    found: list[Path] = []
-    for given in inputs:
-        path = Path(given)
-        if path.is_dir():
-            found += list_clouds(path)
-        elif path.exists():
-            found.append(path)
-        else:
-            matches = [Path(name) for name in sorted(glob.glob(str(given), recursive=True)) if is_cloud(Path(name))]
-            if not matches:
-                raise InputError(f"{given}: no such file or folder, and no file matches it")
-            found += matches
-    return list(dict.fromkeys(found))
+    """The point clouds in files, directly in folders, and patterns such as "sweeps/*.bin"; see `vsuite.core.batch.find_files`."""
+    return find_files(inputs, list_clouds, is_cloud, "point clouds")
 
 
 def name_of(path: Path) -> str:
@@ -100,26 +72,16 @@ def predict_files(
     """
     paths = find_clouds(inputs)
     names = [name_of(path) for path in paths]
-    doubled = next((name for name in names if names.count(name) > 1), None)
-    if doubled is not None:
-        raise InputError(f"two inputs are called {doubled!r}, and their results would be too; predict them into different folders")
-    if outputs.folder.is_file():
-        raise InputError(f"{outputs.folder}: is a file; --out names a folder")
+    check_names(names)
     work = {"detect": _detect, "classify": _classify, "parts": _label_parts}[predictor.note.task]
     return work(predictor, dict(zip(names, paths, strict=True)), outputs, columns, category)
 
 
-def _refuse_existing(path: Path, outputs: Outputs) -> None:
-    if path.exists() and not outputs.overwrite:
-        raise InputError(f"{path}: exists; --overwrite replaces it")
-
-
 def _detect(predictor: Predictor, paths: dict[str, Path], outputs: Outputs, columns: Sequence[str] | None, category: str | None) -> Summary:
-    targets = {"json": outputs.folder / "boxes.json", "kitti": outputs.folder / "kitti", "nuscenes": outputs.folder / "nuscenes.json"}
-    for name in outputs.formats:
-        _refuse_existing(targets[name], outputs)
+    targets = {"json": "boxes.json", "kitti": "kitti", "nuscenes": "nuscenes.json"}
+    check_results(outputs.folder, (targets[name] for name in outputs.formats), overwrite=outputs.overwrite)
     if outputs.page is not None:
-        _refuse_existing(outputs.page, outputs)
+        refuse_existing(outputs.page, overwrite=outputs.overwrite)
     summary, frames, shown = Summary(), {}, []
     with console(stderr=True).status("") as status:
         for number, (name, path) in enumerate(paths.items(), 1):
@@ -141,7 +103,7 @@ def _detect(predictor: Predictor, paths: dict[str, Path], outputs: Outputs, colu
     if frames:
         writers = {"json": boxes_io.write_json, "kitti": boxes_io.write_kitti, "nuscenes": boxes_io.write_nuscenes}
         for name in outputs.formats:
-            writers[name](targets[name], frames)  # type: ignore[operator]
+            writers[name](outputs.folder / targets[name], frames)  # type: ignore[operator]
     if shown:
         from vsuite.pointcloud.viewer.page import save_page
 
@@ -183,10 +145,9 @@ def _write_picture(path: Path, scene: Scene) -> None:
 def _classify(
     predictor: Predictor, paths: dict[str, Path], outputs: Outputs, columns: Sequence[str] | None, category: str | None
 ) -> Summary:
-    target = outputs.folder / "classes.csv"
-    _refuse_existing(target, outputs)
+    check_results(outputs.folder, ("classes.csv",), overwrite=outputs.overwrite)
     summary, classes = Summary(), predictor.note.classes
-    rows = [",".join(["file", "class", "probability", *map(_quoted, classes)])]
+    rows: list[list[str]] = [["file", "class", "probability", *classes]]
     for start in range(0, len(paths), SHAPES_AT_ONCE):
         clouds = []
         for path in list(paths.values())[start : start + SHAPES_AT_ONCE]:
@@ -199,14 +160,10 @@ def _classify(
         for cloud, scores in zip(clouds, predictor.classify(clouds) if clouds else (), strict=True):
             best = int(scores.argmax())
             summary.lines.append(f"{cloud.path}: {classes[best]} ({100 * scores[best]:.0f} %)")
-            rows.append(",".join([_quoted(str(cloud.path)), _quoted(classes[best]), f"{scores[best]:.6f}", *(f"{s:.6f}" for s in scores)]))
+            rows.append([str(cloud.path), classes[best], f"{scores[best]:.6f}", *(f"{s:.6f}" for s in scores)])
     if summary.lines:
-        write_text(target, "\n".join(rows) + "\n")
+        write_csv(outputs.folder / "classes.csv", rows)
     return summary
-
-
-def _quoted(text: str) -> str:
-    return f'"{text.replace(chr(34), 2 * chr(34))}"' if set(text) & set(',"\n') else text
 
 
 def _label_parts(
@@ -214,9 +171,7 @@ def _label_parts(
 ) -> Summary:
     if category is None:
         raise InputError(f"--category says what the shapes are; the model knows {', '.join(predictor.note.classes)}")
-    targets = {name: outputs.folder / f"{name}.ply" for name in paths}
-    for target in targets.values():
-        _refuse_existing(target, outputs)
+    check_results(outputs.folder, (f"{name}.ply" for name in paths), overwrite=outputs.overwrite)
     summary = Summary()
     for name, path in paths.items():
         try:
@@ -225,6 +180,7 @@ def _label_parts(
         except InputError as error:
             summary.failed.append(str(error))
             continue
-        write_cloud(targets[name], PointCloud(cloud.points, cloud.columns | {"label": labels.astype(np.int32)}))
-        summary.lines.append(f"{path} -> {targets[name]}: parts {', '.join(map(str, np.unique(labels)))}")
+        target = outputs.folder / f"{name}.ply"
+        write_cloud(target, PointCloud(cloud.points, cloud.columns | {"label": labels.astype(np.int32)}))
+        summary.lines.append(f"{path} -> {target}: parts {', '.join(map(str, np.unique(labels)))}")
     return summary

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from vsuite.core.batch import refuse_existing
 from vsuite.core.cli import options
 from vsuite.core.cli.app import new_app, run
 from vsuite.core.errors import InputError
@@ -76,7 +77,7 @@ def predict(
     page: Annotated[
         Path | None, typer.Option("--page", metavar="PAGE.html", help="Write a page that shows sweeps and boxes in 3D.")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results that are there.")] = False,
+    overwrite: options.Overwrite = False,
     device: options.Device = "auto",
     precision: options.Precision = "fp32",
 ) -> None:
@@ -87,14 +88,8 @@ def predict(
     predictor = Predictor(weights, task=task, device=device, precision=precision)
     outputs = Outputs(out, _listed(formats), threshold, turn, pictures=pictures, page=page, overwrite=overwrite)
     done = predict_files(predictor, inputs, outputs, columns=_names(columns), category=category)
-    for line in done.lines[:20]:
-        typer.echo(line)
-    typer.echo(f"{done.count} predicted; files in {out}")
-    if done.failed:
-        total = done.count + len(done.failed)
-        for error in done.failed[1:5]:
-            typer.echo(f"not used: {error}", err=True)
-        raise InputError(done.failed[0] if total == 1 else f"{len(done.failed)} of {total} files failed; first: {done.failed[0]}")
+    options.say_predicted(done, out)
+    options.say_failed(done.failed, done.total, "files failed")
 
 
 @app.command()
@@ -199,8 +194,7 @@ def export(
     from vsuite.pointcloud import export as exports
     from vsuite.pointcloud.inference import shipped
 
-    if out.exists() and not overwrite:
-        raise InputError(f"{out}: exists; --overwrite replaces it")
+    refuse_existing(out, overwrite=overwrite)
     source = weights or shipped(None)
     typer.echo(exports.export_published(source, out) if published else exports.export_onnx(source, out))
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import pydantic
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from vsuite.core.devices import autocast, pick_device
+from vsuite.core.devices import Precision, autocast, check_precision, pick_device
 from vsuite.core.errors import InputError, unknown
 from vsuite.core.optimize import optimize_for_inference
 from vsuite.core.weights import find_weights, load_published, read_metadata
@@ -27,7 +27,6 @@ from vsuite.pointcloud.metrics.shapes import limit_to_parts
 from vsuite.pointcloud.settings import Task
 from vsuite.pointcloud.voting import vote
 
-Precision = Literal["fp32", "bf16", "fp16"]
 NOTE = "pointcloud"  # key of the note in a weights file
 SHIPPED: dict[Task, str] = {"detect": "flatformer_streets"}  # weights that come with the package
 
@@ -149,8 +148,7 @@ class Predictor:
         device: str | torch.device | None = None,
         precision: Precision = "fp32",
     ) -> None:
-        if precision not in get_args(Precision):
-            raise unknown("precision", precision, get_args(Precision))
+        check_precision(precision)
         self.source = str(source or shipped(task))
         network, self.note = load_model(self.source)
         if task is not None and task != self.note.task:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import glob
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -13,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from vsuite.core.batch import complaint, find_files
 from vsuite.core.errors import InputError
 from vsuite.core.terminal import console
 from vsuite.restoration import video
@@ -113,28 +113,18 @@ def find_jobs(inputs: Sequence[str | Path], out: str | Path, outputs: Outputs) -
 
 def _files(given: str | Path, out: Path) -> list[tuple[Path, Path]]:
     """Files with their path below the folder they were found in; none of those in `out`, where that lies deeper in this folder."""
-    path = Path(given)
-    if path.is_dir():
-        root, results = path.resolve(), out.resolve()
-        inside = []
-        for file in sorted(path.rglob("*")):
-            relative = file.relative_to(path)
-            hidden = any(part.startswith(".") for part in relative.parts)
-            result = root in results.parents and results in (root / relative).parents
-            if file.suffix.lower() in KNOWN and file.is_file() and not hidden and not result:
-                inside.append((file, relative))
-        if not inside:
-            raise InputError(f"{path}: holds no pictures or videos ({', '.join(KNOWN)})")
-        return inside
-    if path.exists():
-        return [(path, Path(path.name))]
-    if glob.has_magic(str(given)):
-        matches = sorted(Path(match) for match in glob.glob(str(given), recursive=True))
-        files = [match for match in matches if match.is_file()]
-        if not files:
-            raise InputError(f"{given}: no file matches")
-        return [(file, Path(file.name)) for file in files]
-    raise InputError(f"{path}: no such file or folder")
+    folder = Path(given)
+    root, results = folder.resolve(), out.resolve()
+
+    def wanted(file: Path) -> bool:
+        relative = file.relative_to(folder)
+        hidden = any(part.startswith(".") for part in relative.parts)
+        result = root in results.parents and results in (root / relative).parents
+        return file.suffix.lower() in KNOWN and file.is_file() and not hidden and not result
+
+    what = f"pictures or videos ({', '.join(KNOWN)})"
+    files = find_files([given], lambda _: sorted(filter(wanted, folder.rglob("*"))), Path.is_file, what)
+    return [(file, file.relative_to(folder) if folder.is_dir() else Path(file.name)) for file in files]
 
 
 def _job(source: Path, output: Path) -> Job:
@@ -224,7 +214,7 @@ def _run(restorer: Restorer, job: Job, size: FinalSize | None, outputs: Outputs,
             display.say(f"{job.source}: {note}")
         summary.written.append(job)
     except InputError as error:
-        message = str(error) if str(job.source) in str(error) else f"{job.source}: {error}"
+        message = complaint(error, job.source)
         summary.failed.append((job.source, message))
         display.say(message)
     except (OSError, RuntimeError, ValueError, MemoryError) as error:  # whatever is wrong with one file must not stop the others

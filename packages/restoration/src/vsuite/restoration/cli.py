@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from vsuite.core.batch import check_failed, refuse_existing
 from vsuite.core.cli import options
 from vsuite.core.cli.app import new_app, run
 from vsuite.core.errors import InputError
@@ -117,7 +118,7 @@ def predict(
     quality: Annotated[int, typer.Option("--quality", min=1, max=100, help="Of JPEG and WebP.")] = 95,
     strip: Annotated[bool, typer.Option("--strip", help="Drop EXIF, XMP and colour profile.")] = False,
     skip_existing: Annotated[bool, typer.Option("--skip-existing", help="Leave results that are there, and do the others.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results that are there.")] = False,
+    overwrite: options.Overwrite = False,
     device: options.Device = "auto",
     precision: Annotated[
         Literal["auto", "fp32", "fp16", "bf16"], typer.Option("--precision", help="auto is fp16 on a GPU, fp32 on a CPU.")
@@ -164,10 +165,8 @@ def predict(
         typer.echo(f"{len(done.written)} written{skipped}")
     if compare is not None:
         _write_comparison(compare, [(job.source, job.output) for job in [*done.written, *done.skipped]])
-    if done.failed:
-        total = len(done.failed) + len(done.written) + len(done.skipped)
-        first = done.failed[0][1]
-        raise InputError(first if total == 1 else f"{len(done.failed)} of {total} files failed; first: {first}")
+    total = len(done.failed) + len(done.written) + len(done.skipped)
+    check_failed([message for _, message in done.failed], total, "files failed")
 
 
 def _write_comparison(page: Path, files: list[tuple[Path, Path]]) -> None:
@@ -189,8 +188,7 @@ def export(
     """Export as ONNX of any size, checked with onnxruntime, or in the authors' layout."""
     from vsuite.restoration import export as exports
 
-    if out.exists() and not overwrite:
-        raise InputError(f"{out}: exists; --overwrite replaces it")
+    refuse_existing(out, overwrite=overwrite)
     if published:
         exports.export_published(weights, out, scale=scale)
         typer.echo(f"{out}: in the authors' layout")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -11,10 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from vsuite.core.batch import complaint
 from vsuite.core.errors import InputError
 from vsuite.core.evaluation import EvaluationResult, Evaluator
 from vsuite.core.evaluation.writers import json_number
-from vsuite.core.files import write_text
+from vsuite.core.files import write_csv, write_text
 from vsuite.core.terminal import console, new_table
 from vsuite.restoration.data.pictures import Picture, list_pictures, read_rgb
 from vsuite.restoration.inference import Restorer
@@ -145,7 +144,7 @@ def evaluate_methods(
             for name, method in methods.items():
                 evaluators[name].update(index, path.stem, prediction=method(small), reference=high)
         except InputError as error:
-            failed.append(str(error) if str(path) in str(error) else f"{path}: {error}")
+            failed.append(complaint(error, path))
     return Evaluation(conventions, {name: evaluator.compute() for name, evaluator in evaluators.items()}, failed)
 
 
@@ -185,15 +184,13 @@ def print_evaluation(evaluation: Evaluation) -> None:
 
 def write_evaluation(evaluation: Evaluation, folder: str | Path) -> None:
     """Writes `metrics.csv`, a line a method, picture and figure with its convention, and `metrics.json`, the means."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["method", "picture", "figure", "value", "convention"])
+    rows = [["method", "picture", "figure", "value", "convention"]]
     for method, result in evaluation.results.items():
         for row in result.rows:
             for column, value in row.values.items():
                 shown = "" if math.isnan(value) else repr(value)
-                writer.writerow([method, row.name, column, shown, evaluation.conventions.describe(column)])
-    write_text(Path(folder) / "metrics.csv", text.getvalue())
+                rows.append([method, row.name, column, shown, evaluation.conventions.describe(column)])
+    write_csv(Path(folder) / "metrics.csv", rows)
     content: dict[str, Any] = {
         "conventions": {column: evaluation.conventions.describe(column) for column in _columns(evaluation)},
         "pictures": {method: len(result.rows) for method, result in evaluation.results.items()},

@@ -8,18 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from vsuite.core.batch import refuse_existing
 from vsuite.core.cli import options
 from vsuite.core.cli.app import new_app, run
 from vsuite.core.errors import InputError
 
 if TYPE_CHECKING:
-    from vsuite.video_pose.outcome import Summary
     from vsuite.video_pose.settings import TaskName
 
 app = new_app("vsuite-pose", "People and videos: 3D poses, actions, the next frames, spoken words.")
 
 Inputs = Annotated[list[str], typer.Argument(metavar="INPUTS...", help='Files, folders, or "patterns/*.json".')]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results that are there.")]
 OptionalTask = Annotated[
     Literal["lift", "action", "forecast", "keywords"] | None,
     typer.Option("--task", help="What the weights are for [default: as they say; lift where none are given]."),
@@ -71,7 +70,7 @@ def predict(
     task: OptionalTask = None,
     weights: TaskWeights = None,
     out: options.Out = Path("predictions"),
-    overwrite: Overwrite = False,
+    overwrite: options.Overwrite = False,
     size: Annotated[
         str | None, typer.Option("--size", metavar="WxH", help="lift: the picture's size in pixels, where the file does not say.")
     ] = None,
@@ -150,7 +149,8 @@ def predict(
 
         seer = forecast.Predictor(weights, device=device, precision=precision)
         done = forecast.predict_files(seer, inputs, out, num_frames=frames, start=start, overwrite=overwrite)
-    _say(done, out)
+    options.say_predicted(done, out)
+    options.say_failed(done.failed, done.total)
 
 
 @app.command()
@@ -201,12 +201,11 @@ def export(
     out: Annotated[Path, typer.Option("--out", help="File to write: .onnx.")],
     weights: TaskWeights = None,
     task: OptionalTask = None,
-    overwrite: Overwrite = False,
+    overwrite: options.Overwrite = False,
 ) -> None:
     """Export as ONNX, checked with onnxruntime."""
     chosen, weights = _task_and_weights(task, weights)
-    if out.exists() and not overwrite:
-        raise InputError(f"{out}: exists; --overwrite replaces it")
+    refuse_existing(out, overwrite=overwrite)
     typer.echo(importlib.import_module(f"vsuite.video_pose.{chosen}.export").export_onnx(weights, out))
 
 
@@ -274,18 +273,6 @@ def _numbers(text: str) -> list[float]:
     if any(not 0 <= value < 1e6 for value in values):
         raise InputError(f"{text!r}: numbers must be 0 or more")
     return values
-
-
-def _say(done: Summary, out: Path) -> None:
-    for line in done.lines[:20]:
-        typer.echo(line)
-    if done.lines:
-        typer.echo(f"{len(done.lines)} predicted; files in {out}")
-    if done.failed:
-        for error in done.failed[1:5]:
-            typer.echo(f"not used: {error}", err=True)
-        total = len(done.lines) + len(done.failed)
-        raise InputError(done.failed[0] if total == 1 else f"{len(done.failed)} of {total} failed; first: {done.failed[0]}")
 
 
 def main() -> None:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vsuite.core.batch import check_failed
 from vsuite.core.cli import options
 from vsuite.core.errors import InputError
+
+if TYPE_CHECKING:
+    from vsuite.core.images.predictor import Prediction
+    from vsuite.core.training import TrainingResult
 
 DATA = "Folder of class folders (or of train/ and val/ with them), .csv of path and label, or .npz of images and labels."
 OptionalData = Annotated[Path | None, typer.Option("--data", help=DATA)]
@@ -59,8 +65,7 @@ def train(
     )
     out = out or Path("runs") / f"{Path(settings.data).resolve().stem}-{settings.name}"
     result = run_training(settings, out, device=device, resume=resume)
-    figures = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in result.best_metrics.items() if "/" not in name)
-    options.say_trained(result, figures or "the last weights (nothing to validate on)", "vsuite predict --weights {weights} IMAGES")
+    say_trained(result, "vsuite predict --weights {weights} IMAGES")
 
 
 def predict(
@@ -80,15 +85,8 @@ def predict(
 
     predictor = Predictor(weights, model=model, device=device, precision=precision, batch_size=batch_size, image_size=image_size)
     found, failed = predict_files(predictor, inputs, out, as_json=as_json, pictures=pictures)
-    typer.echo(f"{len(found)} image{'' if len(found) == 1 else 's'} in {out / 'predictions.csv'}")
-    for one in found[:5]:
-        typer.echo(f"  {one.name}: {one.label or 'none'} ({one.probability:.1%})")
-    if failed:
-        errors = list(failed.values())
-        for error in errors[1:5]:
-            typer.echo(f"not used: {error}", err=True)
-        count = len(errors) + len(found)
-        raise InputError(str(errors[0]) if count == 1 else f"{len(errors)} of {count} images could not be used; first: {errors[0]}")
+    say_found(found, out / "predictions.csv", "image")
+    options.say_failed([*map(str, failed.values())], len(found) + len(failed), "images could not be used")
 
 
 def evaluate(
@@ -118,6 +116,17 @@ def evaluate(
         found = evaluation.evaluate_file(predictions, data, split=split, out=out)
     evaluation.print_evaluation(found)
     typer.echo(f"files in {out}")
-    if found.failed:
-        total = len(found.failed) + len(found.samples)
-        raise InputError(f"{len(found.failed)} of {total} images could not be compared; first: {next(iter(found.failed.values()))}")
+    check_failed([*found.failed.values()], len(found.failed) + len(found.samples), "images could not be compared")
+
+
+def say_trained(result: TrainingResult, next_command: str) -> None:
+    """`options.say_trained` with the figures of the whole, without those of single classes."""
+    figures = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in result.best_metrics.items() if "/" not in name)
+    options.say_trained(result, figures or "the last weights (nothing to validate on)", next_command)
+
+
+def say_found(found: Sequence[Prediction], table: Path, what: str) -> None:
+    """Prints how many images (`what`: "image") were named, where they are listed, and the first of them."""
+    typer.echo(f"{len(found)} {what}{'' if len(found) == 1 else 's'} in {table}")
+    for one in found[:5]:
+        typer.echo(f"  {one.name}: {one.label or 'none'} ({one.probability:.1%})")

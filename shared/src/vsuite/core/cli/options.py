@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
 
+from vsuite.core import devices
+from vsuite.core.batch import Summary, check_failed
 from vsuite.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,14 +25,15 @@ Ensemble = Annotated[list[str], typer.Option("--weights", help="File or name of 
 Data = Annotated[Path, typer.Option("--data", help="Data set: a folder or its description.")]
 Out = Annotated[Path, typer.Option("--out", help="Where the result goes; made if it does not exist.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
-Precision = Annotated[Literal["fp32", "bf16", "fp16"], typer.Option("--precision", help="fp32, or autocast to bf16 or fp16.")]
+Precision = Annotated[devices.Precision, typer.Option("--precision", help="fp32, or autocast to bf16 or fp16.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Samples at a time.")]
 Seed = Annotated[int, typer.Option("--seed", help="Start of all random numbers.")]
 # What a recipe decides, unless the user does.
 OptionalModel = Annotated[str | None, typer.Option("--model", help="Name of a model, in place of the recipe's.")]
-OptionalPrecision = Annotated[Literal["fp32", "bf16", "fp16"] | None, typer.Option("--precision", help="In place of the recipe's.")]
+OptionalPrecision = Annotated[devices.Precision | None, typer.Option("--precision", help="In place of the recipe's.")]
 OptionalBatchSize = Annotated[int | None, typer.Option("--batch-size", min=1, help="In place of the recipe's.")]
 OptionalSeed = Annotated[int | None, typer.Option("--seed", min=0, help="In place of the recipe's.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results that are there.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue what is in the output folder.")]
 Config = Annotated[Path | None, typer.Option("--config", help="A run's settings.yaml, in place of a recipe.")]
 Set = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override one setting; may be repeated.")]
@@ -53,6 +56,21 @@ def say_trained(result: TrainingResult, figures: str, next_command: str) -> None
     typer.echo(f"{result.best_path}: {figures} (step {result.best_step} of {result.steps_done})")
     typer.echo(f"report: {result.folder / 'report.html'}")
     typer.echo(f"next: {next_command.format(weights=result.best_path)}")
+
+
+def say_predicted(done: Summary, out: Path) -> None:
+    """Prints the first results of a batch, how many there are, and where; nothing where there are none."""
+    for line in done.lines[:20]:
+        typer.echo(line)
+    if done.lines:
+        typer.echo(f"{done.count} predicted; files in {out}")
+
+
+def say_failed(failed: Sequence[str], total: int, what: str = "failed") -> None:
+    """Prints what is wrong with the second to fifth input that failed; then as `check_failed`, whose error has the first."""
+    for error in failed[1:5]:
+        typer.echo(f"not used: {error}", err=True)
+    check_failed(failed, total, what)
 
 
 def parse_set(assignments: Sequence[str]) -> dict[str, Any]:

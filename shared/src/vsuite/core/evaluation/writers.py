@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vsuite.core import files
 from vsuite.core.evaluation.evaluator import EvaluationResult
-from vsuite.core.files import write_text
 from vsuite.core.terminal import console, new_table
 
 
@@ -31,7 +29,7 @@ def write_json(result: EvaluationResult, path: str | Path, facts: Mapping[str, A
             for row in result.rows
         ],
     }
-    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+    files.write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def json_number(value: float) -> float | str | None:
@@ -44,13 +42,11 @@ def json_number(value: float) -> float | str | None:
 def write_csv(result: EvaluationResult, path: str | Path) -> None:
     """Writes one line a sample, atomically: index, name and one column a number; empty where it is not defined."""
     columns = list(dict.fromkeys(column for row in result.rows for column in row.values))
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["index", "name", *columns])
+    rows: list[list[Any]] = [["index", "name", *columns]]
     for row in result.rows:
         values = [row.values.get(column, math.nan) for column in columns]
-        writer.writerow([row.index, row.name, *("" if math.isnan(value) else repr(value) for value in values)])
-    write_text(path, text.getvalue())
+        rows.append([row.index, row.name, *("" if math.isnan(value) else repr(value) for value in values)])
+    files.write_csv(path, rows)
 
 
 def print_table(result: EvaluationResult, title: str | None = None) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from vsuite.core.errors import InputError, unknown
 from vsuite.core.evaluation import EvaluationResult, Row, write_json
 from vsuite.core.evaluation.writers import json_number
-from vsuite.core.files import write_text
+from vsuite.core.files import write_csv
 from vsuite.core.images.datasets import ALL, DatasetReader, ImageDataset, Sample, first, read_dataset
 from vsuite.core.images.metrics import Interval, Truth, auc_intervals, classification_metrics, confusion_matrix, truth_table
 from vsuite.core.images.predictor import PICTURES, Prediction, Predictor, draw_sheet
@@ -204,7 +203,6 @@ def write_evaluation(evaluation: ClassifierEvaluation, folder: Path) -> None:
         for index, (sample, one) in enumerate(zip(evaluation.samples, evaluation.predictions, strict=True))
     ]
     counts = {name: _images(evaluation, name) for name in evaluation.summary}
-    confusion = evaluation.confusion
     facts = {
         **evaluation.facts,
         "classes": evaluation.classes,
@@ -215,15 +213,24 @@ def write_evaluation(evaluation: ClassifierEvaluation, folder: Path) -> None:
     if evaluation.intervals:
         facts["intervals"] = {name: [json_number(one.low), json_number(one.high)] for name, one in evaluation.intervals.items()}
     write_json(EvaluationResult(rows, evaluation.summary, counts), folder / "metrics.json", facts)
-    write_text(folder / "metrics.csv", _tidy(evaluation, counts))
-    write_text(folder / "predictions.csv", _compared(evaluation))
-    if confusion is not None:
-        from vsuite.core.images.pictures import confusion_picture
+    write_csv(folder / "metrics.csv", _tidy(evaluation, counts))
+    write_csv(folder / "predictions.csv", _compared(evaluation))
+    if evaluation.confusion is not None:
+        write_confusion(evaluation.confusion, evaluation.classes, folder)
 
-        table = [["true \\ predicted", *evaluation.classes]]
-        table += [[name, *map(str, row)] for name, row in zip(evaluation.classes, confusion, strict=True)]
-        write_text(folder / "confusion.csv", _csv(table))
-        confusion_picture(confusion, evaluation.classes, folder / "confusion.png")
+
+def write_confusion(counts: NDArray[np.int64], classes: Sequence[str], folder: Path, found: str = "predicted") -> None:
+    """Writes `confusion.csv` and `confusion.png`: how often each class (a row) was taken for each other (a column).
+
+    Args:
+        counts: K, K.
+        found: what the table calls the columns.
+    """
+    from vsuite.core.images.pictures import confusion_picture
+
+    rows = ([name, *row] for name, row in zip(classes, counts.tolist(), strict=True))
+    write_csv(folder / "confusion.csv", [[f"true \\ {found}", *classes], *rows])
+    confusion_picture(counts, classes, folder / "confusion.png")
 
 
 def _images(evaluation: ClassifierEvaluation, metric: str) -> int:
@@ -232,7 +239,7 @@ def _images(evaluation: ClassifierEvaluation, metric: str) -> int:
     return int(evaluation.truth[:, evaluation.classes.index(name)].sum()) if kind == "accuracy" else len(evaluation.samples)
 
 
-def _tidy(evaluation: ClassifierEvaluation, counts: dict[str, int]) -> str:
+def _tidy(evaluation: ClassifierEvaluation, counts: dict[str, int]) -> list[list[str]]:
     """One line a metric and class; an empty class is the whole, an empty value is not defined. Intervals, if any, come last."""
     table = [["metric", "class", "value", "images", *(["low", "high"] if evaluation.intervals else [])]]
     for metric, value in evaluation.summary.items():
@@ -242,22 +249,16 @@ def _tidy(evaluation: ClassifierEvaluation, counts: dict[str, int]) -> str:
             interval = evaluation.intervals.get(metric, Interval(math.nan, math.nan))
             row += ["" if math.isnan(end) else repr(end) for end in (interval.low, interval.high)]
         table.append(row)
-    return _csv(table)
+    return table
 
 
-def _compared(evaluation: ClassifierEvaluation) -> str:
+def _compared(evaluation: ClassifierEvaluation) -> list[list[str]]:
     table = [["path", "truth", "label", "probability", "right", *evaluation.classes]]
     for sample, one in zip(evaluation.samples, evaluation.predictions, strict=True):
         truth = ";".join(evaluation.classes[k] for k in sample.labels)
         right = str(int(set(sample.labels) == set(one.found)))
         table.append([sample.name, truth, one.label, f"{one.probability:.6g}", right, *(f"{score:.6g}" for score in one.scores)])
-    return _csv(table)
-
-
-def _csv(table: Sequence[Sequence[str]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(table)
-    return text.getvalue()
+    return table
 
 
 def print_evaluation(evaluation: ClassifierEvaluation) -> None:

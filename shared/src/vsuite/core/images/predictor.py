@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import csv
-import glob
-import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vsuite.core.devices import autocast, pick_device
-from vsuite.core.errors import InputError, unknown
-from vsuite.core.files import write_text
+from vsuite.core.batch import find_files
+from vsuite.core.devices import Precision, autocast, check_precision, pick_device
+from vsuite.core.errors import InputError
+from vsuite.core.files import write_csv, write_text
 from vsuite.core.images.classifier import load_classifier, probabilities
 from vsuite.core.images.datasets import Sample, check_array, first, read_arrays
 from vsuite.core.images.files import SUFFIXES, is_image, read_image
@@ -26,7 +24,6 @@ from vsuite.core.images.loading import load_batches
 from vsuite.core.images.preprocessing import preprocess, restore
 from vsuite.core.optimize import optimize_for_inference
 
-Precision = Literal["fp32", "bf16", "fp16"]
 PICTURES = 32  # images on the contact sheet
 THRESHOLD = 0.5  # from which on a class of a multi-label model counts as found
 
@@ -87,8 +84,7 @@ class Predictor:
         batch_size: int = 32,
         image_size: int | None = None,
     ) -> None:
-        if precision not in get_args(Precision):
-            raise unknown("precision", precision, get_args(Precision))
+        check_precision(precision)
         if batch_size < 1:
             raise InputError(f"batch_size must be 1 or more; got {batch_size}")
         self.device = pick_device(device)
@@ -137,20 +133,13 @@ def find_images(inputs: Sequence[str | Path]) -> list[Sample]:
     """
     samples: list[Sample] = []
     for given in inputs:
-        path = Path(given)
-        if path.is_dir():
-            files = sorted(file for file in path.rglob("*") if is_image(file))
-            if not files:
-                raise InputError(f"{path}: holds no images ({', '.join(SUFFIXES)})")
-        elif path.exists():
-            files = [path]
-        else:
-            files = [Path(file) for file in sorted(glob.glob(str(given), recursive=True)) if Path(file).is_file()]
-            if not files:
-                raise InputError(f"{given}: no such file or folder, and no file matches it")
-        for file in files:
+        for file in find_files([given], _images_in, Path.is_file, f"images ({', '.join(SUFFIXES)})"):
             samples += _of_arrays(file) if file.suffix.lower() == ".npz" else [Sample(str(file), file, ())]
     return samples
+
+
+def _images_in(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.rglob("*") if is_image(file))
 
 
 def _of_arrays(path: Path) -> list[Sample]:
@@ -192,12 +181,8 @@ def predict_files(
 
 def write_predictions(found: Sequence[Prediction], classes: Sequence[str], path: str | Path) -> None:
     """Writes one line an image: path, label, probability, and a column a class with its probability."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["path", "label", "probability", *classes])
-    for one in found:
-        writer.writerow([one.name, one.label, f"{one.probability:.6g}", *(f"{score:.6g}" for score in one.scores)])
-    write_text(path, text.getvalue())
+    rows = ([one.name, one.label, f"{one.probability:.6g}", *(f"{score:.6g}" for score in one.scores)] for one in found)
+    write_csv(path, [["path", "label", "probability", *classes], *rows])
 
 
 def _as_json(predictor: Predictor, found: Sequence[Prediction], failed: dict[str, InputError]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from vsuite.core.cli import options
+from vsuite.core.cli import images, options
 from vsuite.core.errors import InputError
 from vsuite.core.images.predictor import Precision, Predictor, predict_files
 from vsuite.core.training import TrainingResult
@@ -71,8 +71,7 @@ def train(
         folder = out or _default_folder(settings.data, settings.name)
         result = pretraining.train(settings, folder, device=device, resume=resume)
         following = "vsuite-medical train --task classification --recipe RECIPE --weights {weights} --data DATA"
-    figures = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in result.best_metrics.items() if "/" not in name)
-    options.say_trained(result, figures or "the last weights (nothing to validate on)", following)
+    images.say_trained(result, following)
 
 
 def _default_folder(data: str, name: str) -> Path:
@@ -100,18 +99,11 @@ def predict(
     if explain is not None:
         check_method(predictor.model, explain)
     found, failed = predict_files(predictor, inputs, out, as_json=True)
-    typer.echo(f"{len(found)} picture{'' if len(found) == 1 else 's'} in {out / 'predictions.csv'}")
-    for one in found[:5]:
-        typer.echo(f"  {one.name}: {one.label or 'none'} ({one.probability:.1%})")
+    images.say_found(found, out / "predictions.csv", "picture")
     if explain is not None and found:
         paths = explain_files(predictor, inputs, found, out / "explanations", explain)
         typer.echo(f"{len(paths)} explained in {out / 'explanations'}")
-    if failed:
-        errors = list(failed.values())
-        for error in errors[1:5]:
-            typer.echo(f"not used: {error}", err=True)
-        count = len(errors) + len(found)
-        raise InputError(str(errors[0]) if count == 1 else f"{len(errors)} of {count} pictures could not be used; first: {errors[0]}")
+    options.say_failed([*map(str, failed.values())], len(found) + len(failed), "pictures could not be used")
 
 
 def _check_not_pretrained(weights: str) -> None:

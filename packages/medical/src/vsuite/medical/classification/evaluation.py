@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from vsuite.core.errors import InputError
+from vsuite.core.batch import check_failed
 from vsuite.core.files import atomic_path, write_text
 from vsuite.core.images import evaluation as core
 from vsuite.core.images.evaluation import ClassifierEvaluation
@@ -105,6 +105,4 @@ def _escaped(names: list[str]) -> str:
 
 def check_complete(found: ClassifierEvaluation) -> None:
     """Raises `InputError` where pictures could not be compared."""
-    if found.failed:
-        total = len(found.failed) + len(found.samples)
-        raise InputError(f"{len(found.failed)} of {total} pictures could not be compared; first: {next(iter(found.failed.values()))}")
+    check_failed([*found.failed.values()], len(found.failed) + len(found.samples), "pictures could not be compared")

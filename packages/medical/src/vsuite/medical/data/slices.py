@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from vsuite.core.errors import InputError
-from vsuite.core.files import write_text
+from vsuite.core.files import write_csv
 from vsuite.medical.data.datasets import Case, DatasetDescription, check_case, read_dataset
 from vsuite.medical.data.dicom import Window, is_series, read_series
 from vsuite.medical.data.files import stem_of
@@ -59,9 +57,9 @@ def cut_dataset(
         rows += found
         kept += found if case.name in few else []
     header = ["path", "split", "group", *structures]
-    _write_table(out / LABELS, header, rows)
+    write_csv(out / LABELS, [header, *rows])
     if labelled < 1:
-        _write_table(out / "labels_few.csv", header, kept)
+        write_csv(out / "labels_few.csv", [header, *kept])
     return out / LABELS
 
 
@@ -127,12 +125,6 @@ def _cut_case(
         name = f"images/{case.name}_z{z:03d}.png"
         write_png(picture, out / name)
         yield [name, case.name, *(str(int(np.isin(label.array[0, :, :, z], ids).any())) for ids in structures.values())]
-
-
-def _write_table(path: Path, header: list[str], rows: list[list[str]]) -> None:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    write_text(path, text.getvalue())
 
 
 def _new_folder(out: str | Path) -> Path:

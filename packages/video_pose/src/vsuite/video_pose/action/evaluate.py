@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from vsuite.core.errors import InputError
-from vsuite.core.files import write_text
+from vsuite.core.files import write_csv, write_text
+from vsuite.core.images.evaluation import write_confusion
 from vsuite.core.terminal import console, new_table
 from vsuite.video_pose.action.clips import Video
 from vsuite.video_pose.action.data import divide, read_videos
@@ -24,7 +25,6 @@ from vsuite.video_pose.action.stream import check_streams
 from vsuite.video_pose.action.task import figures
 from vsuite.video_pose.metrics.actions import confusion
 from vsuite.video_pose.models.lmuformer import LMUFormer
-from vsuite.video_pose.outcome import write_csv
 
 SHARES = (0.25, 0.5, 0.75, 1.0)
 EVERYTHING = "all"
@@ -167,14 +167,10 @@ def _write(
     table: NDArray[np.int64],
     classes: Sequence[str],
 ) -> None:
-    from vsuite.core.images.pictures import confusion_picture
-
     write_text(out / "metrics.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
     rows: list[list[Any]] = [["name", "truth", "label", "probability", *classes]]
     for video, row in zip(videos, scores, strict=True):
         best = int(row.argmax())
         rows.append([video.name, classes[video.label], classes[best], f"{row[best]:.6f}", *(f"{value:.6f}" for value in row)])
     write_csv(out / "predictions.csv", rows)
-    counts = ([name, *row] for name, row in zip(classes, table.tolist(), strict=True))
-    write_csv(out / "confusion.csv", [["true \\ predicted", *classes], *counts])
-    confusion_picture(table, classes, out / "confusion.png")
+    write_confusion(table, classes, out)

@@ -6,15 +6,16 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vsuite.core.devices import autocast, pick_device
-from vsuite.core.errors import InputError, unknown
-from vsuite.core.files import write_text
+from vsuite.core.batch import Summary, check_results, find_files
+from vsuite.core.devices import Precision, autocast, check_precision, pick_device
+from vsuite.core.errors import InputError
+from vsuite.core.files import write_csv, write_text
 from vsuite.core.optimize import optimize_for_inference
 from vsuite.video_pose.action.clips import Video, check_video
 from vsuite.video_pose.action.data import FILMS, POSES, read_videos
@@ -22,10 +23,9 @@ from vsuite.video_pose.action.samples import TestClips, check_film, form_of, run
 from vsuite.video_pose.action.stream import ActionStream, Decision, check_streams
 from vsuite.video_pose.action.task import Note
 from vsuite.video_pose.notes import load_model
-from vsuite.video_pose.outcome import Summary, check_results, find_files, free_name, write_csv
+from vsuite.video_pose.outcome import free_name
 from vsuite.video_pose.skeletons import skeleton
 
-Precision = Literal["fp32", "bf16", "fp16"]
 BATCH = 16  # clips a call of the network
 READABLE = (*POSES, *FILMS, ".pkl", ".pickle", ".skeleton")
 
@@ -79,8 +79,7 @@ class Predictor:
     """
 
     def __init__(self, source: str | Path, *, device: str | torch.device | None = None, precision: Precision = "fp32") -> None:
-        if precision not in get_args(Precision):
-            raise unknown("precision", precision, get_args(Precision))
+        check_precision(precision)
         self.source = str(source)
         network, self.note = load_model(source, "action", Note)
         self.form = form_of(network)

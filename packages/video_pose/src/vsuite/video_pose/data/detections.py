@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from vsuite.core.batch import find_files
 from vsuite.core.errors import InputError
 from vsuite.video_pose.data import detection_arrays
 from vsuite.video_pose.data.detection_files import (
@@ -29,7 +30,6 @@ from vsuite.video_pose.data.detection_files import (
     split_numbers,
     video_of,
 )
-from vsuite.video_pose.outcome import find_files
 
 SUFFIXES = (".json", ".npz", ".npy", ".csv")
 # OpenPose's models by the numbers of a person: x, y and confidence of each joint.

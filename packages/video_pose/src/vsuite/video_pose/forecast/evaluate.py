@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from vsuite.core.errors import InputError
-from vsuite.core.files import write_text
+from vsuite.core.files import write_csv, write_text
 from vsuite.core.terminal import console, new_table
 from vsuite.video_pose.forecast.clips import Clips
 from vsuite.video_pose.forecast.data import read_data
@@ -20,7 +20,7 @@ from vsuite.video_pose.forecast.note import Note
 from vsuite.video_pose.forecast.predict import Predictor, as_rgb
 from vsuite.video_pose.forecast.settings import ForecastSettings
 from vsuite.video_pose.forecast.task import BATCH, halves
-from vsuite.video_pose.outcome import evenly, write_csv
+from vsuite.video_pose.outcome import evenly
 from vsuite.video_pose.render.strips import write_animation, write_strip
 
 PICTURES = 4

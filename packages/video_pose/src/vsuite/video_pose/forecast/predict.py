@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vsuite.core.devices import autocast, pick_device
-from vsuite.core.errors import InputError, unknown
+from vsuite.core.batch import Summary, check_names, check_results, find_files
+from vsuite.core.devices import Precision, autocast, check_precision, pick_device
+from vsuite.core.errors import InputError
 from vsuite.core.files import atomic_path
 from vsuite.core.optimize import optimize_for_inference
 from vsuite.core.terminal import console
@@ -22,11 +23,9 @@ from vsuite.video_pose.forecast.clips import prepared
 from vsuite.video_pose.forecast.data import frames_of
 from vsuite.video_pose.forecast.note import Note
 from vsuite.video_pose.notes import load_model
-from vsuite.video_pose.outcome import Summary, check_names, check_results, find_files
 from vsuite.video_pose.render.strips import write_animation, write_strip
 
 Clip = NDArray[np.float32]
-Precision = Literal["fp32", "bf16", "fp16"]
 
 
 class Predictor:
@@ -42,8 +41,7 @@ class Predictor:
     """
 
     def __init__(self, source: str | Path, *, device: str | torch.device | None = None, precision: Precision = "fp32") -> None:
-        if precision not in get_args(Precision):
-            raise unknown("precision", precision, get_args(Precision))
+        check_precision(precision)
         network, self.note = load_model(source, "forecast", Note)
         self.device, self.precision = pick_device(device), precision
         self.model: Any = optimize_for_inference(network).to(self.device)

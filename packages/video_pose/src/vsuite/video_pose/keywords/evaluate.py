@@ -12,14 +12,14 @@ import torch
 from numpy.typing import NDArray
 
 from vsuite.core.errors import InputError
-from vsuite.core.files import write_text
+from vsuite.core.files import write_csv, write_text
+from vsuite.core.images.evaluation import write_confusion
 from vsuite.core.terminal import console, new_table
 from vsuite.video_pose.data.speech import Clip
 from vsuite.video_pose.keywords.data import features_of, find_words, read_recordings, read_word
 from vsuite.video_pose.keywords.predict import Predictor
 from vsuite.video_pose.keywords.task import figures, score_words
 from vsuite.video_pose.metrics.actions import confusion
-from vsuite.video_pose.outcome import write_csv
 
 BATCH = 32
 SHARES = (0.25, 0.5, 0.68, 0.75, 1.0)  # 0.68: the 87 of 128 frames after which the paper stops
@@ -104,13 +104,9 @@ def _print(content: dict[str, Any], table: NDArray[np.int64], words: Sequence[st
 
 
 def _write(content: dict[str, Any], out: Path, clips: Sequence[Clip], scores: NDArray[np.float32], words: Sequence[str]) -> None:
-    from vsuite.core.images.pictures import confusion_picture
-
     table = confusion(scores, np.array([clip.label for clip in clips]))
     write_text(out / "metrics.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
     rows: list[list[Any]] = [["file", "truth", "word", "score"]]
     rows += [[clip.path, words[clip.label], words[int(row.argmax())], f"{row.max():.4f}"] for clip, row in zip(clips, scores, strict=True)]
     write_csv(out / "predictions.csv", rows)
-    counts = ([word, *row] for word, row in zip(words, table.tolist(), strict=True))
-    write_csv(out / "confusion.csv", [["true \\ found", *words], *counts])
-    confusion_picture(table, words, out / "confusion.png")
+    write_confusion(table, words, out, "found")

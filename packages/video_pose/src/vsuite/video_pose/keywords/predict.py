@@ -7,25 +7,25 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vsuite.core.devices import autocast, pick_device
-from vsuite.core.errors import InputError, unknown
-from vsuite.core.files import write_text
+from vsuite.core.batch import Summary, check_results, find_files
+from vsuite.core.devices import Precision, autocast, check_precision, pick_device
+from vsuite.core.errors import InputError
+from vsuite.core.files import write_csv, write_text
 from vsuite.core.optimize import optimize_for_inference
 from vsuite.video_pose.data.speech import FRAME_SECONDS, SAMPLE_RATE, SHIFT_SECONDS, FeatureStream, normalise
 from vsuite.video_pose.keywords.data import read_word, windows_of
 from vsuite.video_pose.keywords.task import Note
 from vsuite.video_pose.models.lmuformer import LMUFormer
 from vsuite.video_pose.notes import load_model
-from vsuite.video_pose.outcome import Summary, check_results, find_files, free_name, write_csv
+from vsuite.video_pose.outcome import free_name
 
 T = TypeVar("T")
-Precision = Literal["fp32", "bf16", "fp16"]
 BATCH = 32  # clips a call of the network
 CHUNK = 1600  # samples that `--stream` reads at a time: 0.1 s
 
@@ -56,8 +56,7 @@ class Predictor:
     """
 
     def __init__(self, source: str | Path, *, device: str | torch.device | None = None, precision: Precision = "fp32") -> None:
-        if precision not in get_args(Precision):
-            raise unknown("precision", precision, get_args(Precision))
+        check_precision(precision)
         self.source = str(source)
         network, self.note = load_model(source, "keywords", Note)
         self.settings = self.note.settings
@@ -168,7 +167,7 @@ def stream_recording(predictor: Predictor, path: Path, chunk: int = CHUNK) -> It
 
 
 def find_recordings(inputs: Sequence[str | Path]) -> list[Path]:
-    """The WAV files in files, folders (with their sub-folders) and patterns; see `outcome.find_files`."""
+    """The WAV files in files, folders (with their sub-folders) and patterns; see `vsuite.core.batch.find_files`."""
     return find_files(inputs, lambda folder: sorted(folder.rglob("*.wav")), lambda path: path.suffix.lower() == ".wav", "WAV files")
 
 

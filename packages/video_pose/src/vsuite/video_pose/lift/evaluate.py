@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vsuite.core.errors import InputError
-from vsuite.core.files import atomic_path, write_text
+from vsuite.core.files import atomic_path, write_csv, write_text
 from vsuite.core.terminal import console, new_table
 from vsuite.video_pose.cameras import denormalize_screen
 from vsuite.video_pose.lift.data import is_h36m
@@ -21,7 +21,7 @@ from vsuite.video_pose.lift.predict import SHIPPED, Predictor
 from vsuite.video_pose.lift.settings import LiftSettings
 from vsuite.video_pose.lift.videos import Video
 from vsuite.video_pose.metrics.pose import DEFINITIONS, UNITS, PoseReport, evaluate_poses
-from vsuite.video_pose.outcome import evenly, write_csv
+from vsuite.video_pose.outcome import evenly
 
 Split = Literal["unseen", "all"]
 PICTURES = 4

@@ -8,13 +8,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vsuite.core.devices import autocast, pick_device
+from vsuite.core.batch import Summary, check_names, check_results, complaint
+from vsuite.core.devices import Precision, autocast, check_precision, pick_device
 from vsuite.core.errors import InputError, unknown
 from vsuite.core.files import atomic_path, write_text
 from vsuite.core.optimize import optimize_for_inference
@@ -27,11 +28,9 @@ from vsuite.video_pose.data.videos import Facts, stream_frames, video_facts
 from vsuite.video_pose.lift.bvh import write_bvh
 from vsuite.video_pose.lift.note import Note
 from vsuite.video_pose.notes import load_model
-from vsuite.video_pose.outcome import Summary, check_names, check_results
 from vsuite.video_pose.skeletons import Skeleton, skeleton
 
 Array = NDArray[np.float32]
-Precision = Literal["fp32", "bf16", "fp16"]
 
 SHIPPED = "convformer_mocap"
 FORMATS = ("npz", "json", "bvh")
@@ -72,8 +71,7 @@ class Predictor:
     """
 
     def __init__(self, source: str | Path = SHIPPED, *, device: str | torch.device | None = None, precision: Precision = "fp32") -> None:
-        if precision not in get_args(Precision):
-            raise unknown("precision", precision, get_args(Precision))
+        check_precision(precision)
         network, self.note = load_model(source, "lift", Note)
         self.layout = skeleton(self.note.layout)
         self.device, self.precision = pick_device(device), precision
@@ -212,7 +210,7 @@ def predict_files(predictor: Predictor, inputs: Sequence[str | Path], out: str |
                 if options.video is not None and len(videos) > 1:
                     raise InputError(f"holds poses of {len(videos)} videos, and {options.video} is one")
             except InputError as error:
-                summary.failed.append(_told(error, path))
+                summary.failed.append(complaint(error, path))
                 continue
             for video in videos:
                 try:
@@ -222,12 +220,8 @@ def predict_files(predictor: Predictor, inputs: Sequence[str | Path], out: str |
                         taken.add(video.name)
                     summary.lines.append(_lift_video(predictor, video, out, options))
                 except InputError as error:
-                    summary.failed.append(_told(error, path))
+                    summary.failed.append(complaint(error, path))
     return summary
-
-
-def _told(error: InputError, path: Path) -> str:
-    return str(error) if str(path) in str(error) else f"{path}: {error}"
 
 
 def _refuse_existing(out: Path, name: str, options: Options) -> None:
