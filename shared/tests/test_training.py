@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import math
 import os
@@ -18,7 +19,7 @@ import pytest
 import torch
 
 from vsuite.core.errors import InputError
-from vsuite.core.training import TrainingResult, TrainingSettings, load_settings, train
+from vsuite.core.training import TrainingResult, TrainingSettings, heap, load_settings, train
 from vsuite.core.training.progress import read_records
 from vsuite.core.weights import load_weights, read_metadata, read_state_dict
 
@@ -407,3 +408,23 @@ def test_a_compiled_model_trains_to_the_same_losses(tmp_path: Path) -> None:
     run(tmp_path / "compiled", ToyTask(dropout=0), compile=True)
     plain, compiled = ([line["loss"] for line in records(tmp_path / name) if "loss" in line] for name in ("plain", "compiled"))
     assert compiled == pytest.approx(plain, rel=1e-3)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_freed_memory_goes_back_to_the_system() -> None:
+    """Blocks freed between blocks in use stay with the process until it trims its heap."""
+    try:
+        ctypes.CDLL(None).malloc_trim  # noqa: B018
+    except AttributeError:
+        pytest.skip("this C library keeps what is freed")
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    blocks = [bytearray(b"x" * 60_000) for _ in range(4000)]  # small enough to come from the heap
+    kept = blocks[::50]
+    del blocks
+    before = resident()
+    heap.trim()
+    assert before - resident() > 100e6
+    assert all(block[0] == ord("x") for block in kept)

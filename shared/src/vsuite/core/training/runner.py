@@ -28,7 +28,7 @@ from torch import nn
 from vsuite.core.devices import autocast, pick_device
 from vsuite.core.errors import InputError
 from vsuite.core.files import remove_leftovers, writing
-from vsuite.core.training import checkpoint, processes, progress
+from vsuite.core.training import checkpoint, heap, processes, progress
 from vsuite.core.training.data import StreamSampler, make_loader, to_device
 from vsuite.core.training.loop import AutocastOptimiser, TaskModel, TrainingLoop
 from vsuite.core.training.optimiser import AveragedModel, make_optimiser
@@ -235,6 +235,7 @@ class TrainingRunner(Runner):
 
     def _log(self) -> None:
         self._check_losses()
+        heap.trim()
         terms = self.window.means()
         if self.rank != 0:
             return
