@@ -232,3 +232,10 @@ def test_damaged_exif_is_passed_over(data: bytes) -> None:
     read_tags(b"Exif\0\0II*\0" + data)
     tags = read_tags(b"MM\0*\0\0\0\x08" + data)
     read_tags(exif_block(tags))
+
+
+def test_a_tiff_that_names_no_resolution_gets_none(tmp_path: Path) -> None:
+    Image.fromarray(smooth(9, 9, 3)).save(tmp_path / "a.tif")
+    metadata = read_picture(tmp_path / "a.tif").metadata
+    assert metadata.dpi is None
+    assert 282 not in Image.open(write(tmp_path / "b.tif", smooth(9, 9, 3), metadata)).tag_v2

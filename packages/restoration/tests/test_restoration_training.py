@@ -45,6 +45,7 @@ def test_a_run_leaves_weights_figures_and_pictures(pictures, tmp_path):
     assert set(result.best_metrics) == {"psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb"}
     assert result.best_metrics["psnr_y"] > 20
     assert len(list((tmp_path / "run" / "pictures").glob("*.png"))) == 1
+    assert "bicubic, restored, original" in (tmp_path / "run" / "report.html").read_text()
     assert read_metadata(result.best_path)["model"] == "restoration_toy"
     load_weights(create_model("restoration_toy"), result.best_path)
     curve = losses(tmp_path / "run")

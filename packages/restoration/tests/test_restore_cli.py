@@ -103,3 +103,19 @@ def test_demo(tmp_path: Path, monkeypatch) -> None:
     assert "lanczos" in output
     assert (tmp_path / "demo" / "report.html").read_text().count("<figure>") == 2
     assert sorted(path.name for path in (tmp_path / "demo" / "restored").iterdir()) == ["discs.png", "letters.png"]
+
+
+def test_nothing_to_compare_writes_no_table(tmp_path: Path) -> None:
+    for name, side in (("high", 16), ("larger", 32)):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (side, side)).save(tmp_path / name / "a.png")
+    arguments = ["evaluate", str(tmp_path / "larger"), "--data", str(tmp_path / "high"), "--scale", "2", "--out", str(tmp_path / "out")]
+    with pytest.raises(InputError, match=r"no picture could be compared; first: .*sizes differ"):
+        CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_share_beyond_one_is_refused() -> None:
+    result = CliRunner().invoke(app, ["predict", "a.png", "--blend", "2"])
+    assert result.exit_code == 2
+    assert "less than or equal to 1" in result.output

@@ -90,6 +90,8 @@ def evaluate(
         found = evaluations.evaluate_folder(restored, data, conventions)
     else:
         found = evaluations.evaluate_methods(data, methods, conventions, low=low, resize=resize, progress=_show)
+    if not any(result.rows for result in found.results.values()):
+        raise InputError(f"no picture could be compared; first: {found.failed[0]}")
     evaluations.write_evaluation(found, out)
     evaluations.print_evaluation(found)
     typer.echo(f"files in {out}")
@@ -123,12 +125,12 @@ def predict(
     precision: Annotated[
         Literal["auto", "fp32", "fp16", "bf16"], typer.Option("--precision", help="auto is fp16 on a GPU, fp32 on a CPU.")
     ] = "auto",
-    tile: Annotated[int | None, typer.Option("--tile", min=1, help="Side of the tiles in pixels [default: what memory allows].")] = None,
+    tile: Annotated[int | None, typer.Option("--tile", min=16, help="Side of the tiles in pixels [default: what memory allows].")] = None,
     overlap: Annotated[int, typer.Option("--overlap", min=0, help="Context around each tile in pixels.")] = 32,
     wrap: Annotated[bool, typer.Option("--wrap", help="For textures: opposite sides touch.")] = False,
     ensemble: Annotated[bool, typer.Option("--ensemble", help="Average over 8 flips and turns; 8 times as slow.")] = False,
     blend_with: Annotated[str | None, typer.Option("--blend-with", help="Weights of the same model to interpolate with.")] = None,
-    blend: Annotated[float, typer.Option("--blend", help="Share of those: 0 to 1.")] = 0.5,
+    blend: Annotated[float, typer.Option("--blend", min=0, max=1, help="Share of those.")] = 0.5,
     compare: Annotated[Path | None, typer.Option("--compare", metavar="PAGE.html", help="Write a page with before/after sliders.")] = None,
 ) -> None:
     """Enlarge pictures and videos; what comes out keeps format, depth, transparency and metadata."""

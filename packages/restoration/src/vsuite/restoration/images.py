@@ -164,6 +164,8 @@ def _metadata(image: Image, tags: Tags) -> Metadata:
     xmp = info.get("xmp", b"")
     text = getattr(image, "text", {}) if image.format == "PNG" else {}
     dpi = info.get("dpi")
+    if image.format == "TIFF" and 282 not in image.tag_v2:  # type: ignore[attr-defined]
+        dpi = None  # where a file says nothing, Pillow says 1
     if not (isinstance(dpi, tuple) and len(dpi) == 2 and all(0 < float(value) < 1e5 for value in dpi)):
         dpi = None
     return Metadata(

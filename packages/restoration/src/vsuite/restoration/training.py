@@ -86,7 +86,7 @@ class RestorationTask:
         for index in range(min(self.settings.validation.pictures, len(self.validation))):
             low, high = self._pair(index)
             enlarged = imresize(low, size=high.shape[:2])
-            paths.append(folder / f"{self.validation[index].stem}.png")
+            paths.append(folder / f"{self.validation[index].stem} - bicubic, restored, original.png")  # the title in the report
             write_comparison(paths[-1], [enlarged, restore(model, low, device), high])
         return paths
 
