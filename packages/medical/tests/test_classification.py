@@ -295,6 +295,31 @@ def test_commands_train_evaluate_and_predict(tmp_path: Path, capsys) -> None:
     assert "--mirror: not for --task classification" in err
 
 
+def test_a_folder_stands_for_its_predictions(weights: Path, tmp_path: Path, capsys) -> None:
+    table = write_table(tmp_path / "d")
+    model, note = load_classifier(weights)
+    for value, said in ((-9.0, "none (likeliest: "), (9.0, "mass;fluid (likeliest: ")):
+        with torch.no_grad():
+            model.head.bias.fill_(value)
+        save_weights(model, tmp_path / "w.safetensors", metadata={"classifier": note.model_dump(mode="json")})
+        command = ["predict", tmp_path / "d", "--weights", tmp_path / "w.safetensors", "--out", tmp_path / "p", "--device", "cpu"]
+        code, out, err = invoke(capsys, *command)
+        assert code == 0, err
+        assert f"0.png: {said}" in out
+    code, out, err = invoke(capsys, "evaluate", tmp_path / "p", "--data", table, "--split", "val", "--out", tmp_path / "e")
+    assert code == 0, err
+    assert "fluid" in out
+
+
+def test_the_auc_picture_says_what_its_line_is(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.axes import Axes
+
+    said: list[str] = []
+    monkeypatch.setattr(Axes, "set_xlabel", lambda self, text, **given: said.append(text))
+    found = evaluate(Predictor(weights, device="cpu"), write_table(tmp_path / "d"), split="train", out=tmp_path / "e", resamples=0)
+    assert said == [f"AUC; dashed: the mean, {found.summary['auc']:.3f}"]
+
+
 def test_a_finding_without_positives_is_said_and_counted_out(weights: Path, tmp_path: Path, capsys) -> None:
     table = write_table(tmp_path / "d")
     rows = list(csv.reader(table.open()))
@@ -311,7 +336,7 @@ def test_a_finding_without_positives_is_said_and_counted_out(weights: Path, tmp_
     assert "AUC not defined, and left out of the mean" in out
     code, _, err = invoke(capsys, "train", "--task", "classification", "--data", table, "--out", tmp_path / "r", *sets(*TINY))
     assert code == 2
-    assert err.splitlines()[-1].endswith("no image to train on of fluid")
+    assert err.splitlines()[-1].endswith("no image to train on of fluid; each class needs one")
 
 
 def test_options_of_another_task_are_refused(tmp_path: Path, capsys) -> None:
@@ -350,6 +375,7 @@ def test_a_bundle_says_what_the_weights_say_of_themselves(weights: Path, tmp_pat
     with pytest.raises(InputError, match="version must be semantic"):
         export_bundle(weights, tmp_path / "other", facts=BundleFacts(version="2"))
     assert not (tmp_path / "other").exists()
+    assert 'pip install "vsuite-medical[bundle]"' in (root / "docs" / "README.md").read_text()
 
 
 def test_pictures_of_one_name_have_results_of_their_own(weights: Path, tmp_path: Path) -> None:

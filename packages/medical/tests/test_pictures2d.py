@@ -113,7 +113,7 @@ def test_dicom_without_pixels_or_decoder_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"b\.dcm: its pixels are compressed \(JPEG 2000.*decoder"):
         read_picture(path)
     (tmp_path / "c.dcm").write_bytes(b"not dicom at all" * 20)
-    with pytest.raises(InputError, match=r"c\.dcm: is no readable DICOM file"):
+    with pytest.raises(InputError, match=r"c\.dcm: is no readable DICOM file: it lacks the preamble"):
         read_picture(tmp_path / "c.dcm")
     with pytest.raises(InputError, match=r"no such file|No such file"):
         read_picture(tmp_path / "d.dcm")
@@ -242,6 +242,9 @@ def test_cut_slices_have_sixteen_bits_and_the_volumes_range(tmp_path: Path) -> N
     assert [path.name for path in written] == [f"v_z{z:03d}.png" for z in range(6)]
     with pytest.raises(InputError, match="holds no NIfTI files"):
         cut_folder(tmp_path / "out", tmp_path / "again")
+    with pytest.raises(InputError, match="width must be above 0; got 0"):
+        cut_folder(tmp_path, tmp_path / "again", window=(100, 0))
+    assert not (tmp_path / "again").exists()
 
 
 def read_volume(path: Path) -> Any:

@@ -36,7 +36,7 @@ def write_pictures(root: Path, number: int = 12) -> Path:
     waves = np.add.outer(np.arange(40), np.arange(40))
     for index in range(number):
         picture = (30000 + 20000 * np.sin(waves / (4 + index))).astype(np.uint16)
-        cv2.imwrite(str(root / ("sub" if index % 2 else ".") / f"{index}.png"), picture)
+        cv2.imwrite(str(root / ("sub" if index % 2 else ".") / f"hippocampus_{index:03d}_z001.png"), picture)
     return root
 
 
@@ -64,6 +64,10 @@ def test_a_run_learns_and_leaves_pictures(tmp_path: Path) -> None:
     losses = [line["loss"] for line in lines if "loss" in line]
     assert result.best_metrics["loss"] < 0.95 * losses[0]
     assert list((tmp_path / "run" / "pictures").rglob("reconstruction.png"))
+    sheet = cv2.imread(str(next((tmp_path / "run" / "pictures").rglob("reconstruction.png"))))
+    background = sheet[0, 0]
+    assert (sheet[:, :2] == background).all(), "names do not run into the edges"
+    assert (sheet[:, -2:] == background).all(), "the title fits"
     note = read_metadata(result.best_path)
     assert note["model"] == "mae_vit_small_patch16_dec128d2b"
     assert note["options"]["image_size"] == 32

@@ -377,6 +377,7 @@ def test_a_bundles_parts_give_our_label_file(tmp_path: Path, changes: dict[str, 
     root = export_bundle(weights, tmp_path / "bundle")
     image = json.loads((root / "configs" / "metadata.json").read_text())["network_data_format"]["inputs"]["image"]
     assert image["spatial_shape"] == [32, 32]
+    assert "a picture `eval/<case>.png`" in (root / "docs" / "README.md").read_text()
     plan = read_plan(root / "configs" / "plan.json")
     built = json.loads((root / "configs" / "inference.json").read_text())["network_def"]
     model = create_model(**{key: value for key, value in built.items() if key != "_target_"})

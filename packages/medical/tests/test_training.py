@@ -114,6 +114,14 @@ def test_a_network_that_does_not_fit_is_refused(changes: dict, batch_size: int, 
         check_network(plan_of(**changes), settings_of(training={"steps": 1, "batch_size": batch_size}))
 
 
+def test_advice_on_sizes_is_given_for_sizes_alone(plan_of, settings_of) -> None:
+    with pytest.raises(InputError, match="try larger patches or batches"):
+        check_network(plan_of(), settings_of(training={"steps": 1, "batch_size": 1}))
+    with pytest.raises(InputError) as wrong:
+        check_network(plan_of({"attention_scale": "other"}), settings_of(training={"steps": 1, "batch_size": 2}))
+    assert "try larger" not in str(wrong.value)
+
+
 def test_starting_from_weights_keeps_all_but_the_classifier(tmp_path: Path, tiny_segformer3d) -> None:
     torch.manual_seed(0)
     source = create_model("segformer3d", in_channels=1, num_classes=3, **tiny_segformer3d)

@@ -1,3 +1,3 @@
-"""3D medical image segmentation: from NIfTI files to trained, evaluated and exported models."""
+"""Medical images: segmentation, classification and training without labels, from files to exported models."""
 
 __version__ = "0.1.0"

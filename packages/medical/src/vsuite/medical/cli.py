@@ -13,9 +13,13 @@ from vsuite.core.cli import options
 from vsuite.core.cli.app import new_app, run
 from vsuite.core.errors import InputError
 
-app = new_app("vsuite-medical", "3D medical image segmentation: from NIfTI files to trained, evaluated and exported models.")
+app = new_app("vsuite-medical", "Medical images: from files (NIfTI, DICOM, PNG) to trained, evaluated and exported models.")
 
-OptionalData = Annotated[Path | None, typer.Option("--data", help="Data set: Decathlon or nnU-Net folder, or images/ and labels/.")]
+DATA = (
+    "Data set: Decathlon or nnU-Net folder, or images/ and labels/; to classify: ChestX-ray14's folder, a folder of a folder a class, "
+    "or a .csv; to pre-train: any of these, or a folder of pictures or volumes."
+)
+OptionalData = Annotated[Path | None, typer.Option("--data", help=DATA)]
 PlanOption = Annotated[
     str | None,
     typer.Option("--plan", help="For weights that hold none, such as the authors': a plan.yaml, or the recipe (brats2017)."),
@@ -38,13 +42,17 @@ def train(
     ] = "segmentation",
     recipe: Annotated[
         str | None,
-        typer.Option("--recipe", help="generic or, of 2D models, generic_slices (defaults), synapse, ..., or a YAML file."),
+        typer.Option(
+            "--recipe",
+            help="Name (see the README) or a YAML file. [default: generic, of 2D models generic_slices; to classify generic, "
+            "with --weights transfer; to pre-train chestxray14_mae_vit_s]",
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Run folder [default: runs/DATASET-RECIPE].")] = None,
     config: options.Config = None,
     model: options.OptionalModel = None,
     weights: options.Weights = None,
-    split: Annotated[Path | None, typer.Option("--split", help="JSON with the names of train and val cases.")] = None,
+    split: Annotated[Path | None, typer.Option("--split", help="Segmentation: JSON with the names of train and val cases.")] = None,
     fold: Annotated[int | None, typer.Option("--fold", help="Which of --folds parts (or of the split file) validates.")] = None,
     folds: Annotated[int | None, typer.Option("--folds", help="Parts of the cross-validation [default: 5].")] = None,
     device: options.Device = "auto",
@@ -96,7 +104,7 @@ def train(
     )
     out = out or Path("runs") / f"{Path(settings.data).resolve().name}-{settings.name}"
     result = run_training(settings, out, device=device, resume=resume)
-    options.say_trained(result, _metrics(result.best_metrics), "vsuite-medical predict --weights {weights} IMAGE.nii.gz")
+    options.say_trained(result, _metrics(result.best_metrics), "vsuite-medical predict --weights {weights} IMAGES")
 
 
 def _metrics(values: dict[str, float]) -> str:
@@ -105,7 +113,7 @@ def _metrics(values: dict[str, float]) -> str:
 
 @app.command()
 def predict(
-    inputs: Annotated[list[Path], typer.Argument(metavar="IMAGES...", help="Images, or a folder of them or of a DICOM series.")],
+    inputs: Annotated[list[Path], typer.Argument(metavar="IMAGES...", help="Images, folders of them, or a folder of a DICOM series.")],
     weights: options.Ensemble,
     task: Task = None,
     out: options.Out = Path("predictions"),
@@ -172,7 +180,9 @@ def predict(
 @app.command()
 def evaluate(
     data: Annotated[Path, typer.Option("--data", help="Folder of reference label maps, or one file; to classify: the data set.")],
-    predictions: Annotated[Path | None, typer.Argument(help="Folder of predicted label maps, or one file.")] = None,
+    predictions: Annotated[
+        Path | None, typer.Argument(help="Folder of predicted label maps, or one file; to classify: predictions.csv, or its folder.")
+    ] = None,
     task: Task = None,
     weights: Annotated[str | None, typer.Option("--weights", help="Of a classifier, in place of a predictions.csv.")] = None,
     split: Annotated[str | None, typer.Option("--split", help="Of a classification data set: train, val or test.")] = None,
@@ -187,7 +197,9 @@ def evaluate(
     missing_as_empty: Annotated[bool, typer.Option("--missing-as-empty", help="A missing prediction counts as an empty one.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are not of an earlier evaluation, too.")] = False,
 ) -> None:
-    """Compare predictions with references: Dice, HD95, NSD, volumes, a case and structure."""
+    """Compare predictions with references: Dice, HD95, NSD, volumes, a case and structure; of a classifier the AUCs."""
+    if predictions is not None and task != "segmentation" and (predictions / "predictions.csv").is_file():
+        predictions = predictions / "predictions.csv"
     if task == "classification" or weights is not None or (predictions is not None and predictions.suffix == ".csv"):
         from vsuite.medical.classification import cli as commands
 

@@ -133,7 +133,9 @@ def _unit(values: NDArray[np.float32]) -> NDArray[np.float32]:
 def explain_files(
     predictor: Predictor, inputs: Sequence[str | Path], found: Sequence[Prediction], out: str | Path, method: str
 ) -> list[Path]:
-    """Writes a PNG for each picture: what the network sees of it, and beside it the same under the map of its likeliest class.
+    """Writes a PNG for each picture: what the network sees of it, and beside it the same under the map.
+
+    An occlusion map is that of the likeliest class, which the file's name ends with; a roll-out is the same for all classes.
 
     Args:
         inputs: as given to `predict_files`. found: what that found; pictures that could not be used are not explained.
@@ -152,7 +154,13 @@ def explain_files(
         else:
             heat = _unit(np.maximum(occlusion_map(predictor, image, target), 0))
         picture = restore(image, predictor.note.image)
-        stem = "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in Path(sample.name).name.split(".")[0])
-        paths.append(Path(out) / f"{index:04d}_{stem}_{method}.png")
+        stem = _letters(Path(sample.name).name.split(".")[0])
+        of = f"_{_letters(predictor.classes[target])}" if method == "occlusion" else ""
+        paths.append(Path(out) / f"{index:04d}_{stem}_{method}{of}.png")
         write_png(np.concatenate([picture, overlay(picture, heat)], axis=1), paths[-1])
     return paths
+
+
+def _letters(name: str) -> str:
+    """The name with "_" for all that file names had better not hold."""
+    return "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in name)

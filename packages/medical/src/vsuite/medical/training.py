@@ -141,8 +141,8 @@ def check_network(plan: Plan, settings: RunSettings) -> None:
             logits = run_network(create_model(plan.model, **plan.options).train(), torch.empty(shape), plan)
     except (RuntimeError, ValueError) as error:
         batch = f"{shape[0]} {'patch' if shape[0] == 1 else 'patches'} of {' x '.join(map(str, shape[1:]))}"
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{plan.model} cannot be trained on {batch}: {reason}; try larger patches or batches") from error
+        advice = "" if isinstance(error, InputError) else "; try larger patches or batches"
+        raise InputError(f"{plan.model} cannot be trained on {batch}: {str(error).splitlines()[0]}{advice}") from error
     if logits.shape[1] != plan.num_outputs:
         raise InputError(f"{plan.model} has {logits.shape[1]} outputs, the labels need {plan.num_outputs}")
     if any(out < side for out, side in zip(logits.shape[2:], plan.patch_size, strict=True)):

@@ -129,4 +129,5 @@ def say_found(found: Sequence[Prediction], table: Path, what: str) -> None:
     """Prints how many images (`what`: "image") were named, where they are listed, and the first of them."""
     typer.echo(f"{len(found)} {what}{'' if len(found) == 1 else 's'} in {table}")
     for one in found[:5]:
-        typer.echo(f"  {one.name}: {one.label or 'none'} ({one.probability:.1%})")
+        likeliest = "" if len(one.found) == 1 else f"likeliest: {one.classes[int(one.scores.argmax())]} "
+        typer.echo(f"  {one.name}: {one.label or 'none'} ({likeliest}{one.probability:.1%})")

@@ -136,7 +136,7 @@ def check_for_training(dataset: ImageDataset) -> None:
     counts = np.bincount([label for sample in samples for label in sample.labels], minlength=len(dataset.classes))
     empty = [name for name, count in zip(dataset.classes, counts, strict=True) if not count]
     if empty:
-        raise InputError(f"{dataset.source}: no image to train on of {first(empty)}")
+        raise InputError(f"{dataset.source}: no image to train on of {first(empty)}; each class needs one")
 
 
 def check_images(samples: Sequence[Sample], most: int) -> list[tuple[int, int]]:

@@ -150,6 +150,7 @@ def cut_slices(data: Path, out: Path, *, window: tuple[float, float] | None, fra
     from vsuite.medical.data import slices
 
     if slices.holds_volumes(data):
-        typer.echo(f"{len(slices.cut_folder(data, out, window=window))} pictures in {out}")
+        typer.echo(f"{len(slices.cut_folder(data, out, window=window, progress=True))} pictures in {out}")
         return
-    typer.echo(str(slices.cut_dataset(data, out, window=window, fraction=fraction, labelled=labelled, seed=seed)))
+    table = slices.cut_dataset(data, out, window=window, fraction=fraction, labelled=labelled, seed=seed, progress=True)
+    typer.echo(str(table))

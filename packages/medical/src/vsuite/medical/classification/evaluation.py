@@ -58,7 +58,7 @@ def auc_picture(found: ClassifierEvaluation, path: str | Path) -> None:
     axes = figure.add_subplot()
     for row, (name, value) in enumerate(zip(found.classes, values, strict=True)):
         if math.isnan(value):
-            axes.text(0.5, row, "not defined", color="0.5", ha="center", va="center", fontsize=8)
+            axes.text(0.01, row, "not defined", color="0.5", va="center", fontsize=8, transform=axes.get_yaxis_transform())
             continue
         interval = found.intervals.get(f"auc/{name}")
         if interval is not None and not math.isnan(interval.low):
@@ -71,7 +71,8 @@ def auc_picture(found: ClassifierEvaluation, path: str | Path) -> None:
     axes.set_xlim(max(0.0, min([0.5, *[v for v in values if not math.isnan(v)], *lows]) - 0.02), 1.01)
     axes.set_yticks(range(len(values)), found.classes, parse_math=False)
     axes.set_ylim(len(values) - 0.5, -0.5)
-    axes.set_xlabel("AUC" + (", with 95 % intervals" if found.intervals else ""))
+    of_mean = "" if math.isnan(mean) else f"; dashed: the mean, {mean:.3f}"
+    axes.set_xlabel("AUC" + (", with 95 % intervals" if found.intervals else "") + of_mean)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png")
 

@@ -192,6 +192,9 @@ def _readme(metadata: dict[str, Any], contract: Contract, facts: BundleFacts) ->
         f"# {metadata['name']}\n\n{metadata['description']} Version {metadata['version']}.\n\n"
         f"Intended use: {facts.intended_use}\n\n"
         f"Findings: {', '.join(contract.classes)}.\n\n## From a picture to probabilities\n\n{steps}\n\n"
-        "## Run\n\nPictures lie in `images/`; a JSON file a picture appears in `eval/`.\n\n"
-        "```\npython -m monai.bundle run --config_file configs/inference.json --bundle_root .\n```\n"
+        "## Run\n\nThe configuration names parts of the installed package `vsuite-medical`, so install that first:\n\n"
+        '```\npip install "vsuite-medical[bundle]"\n```\n\n'
+        "Pictures lie in `images/`; a JSON file a picture appears in `eval/`, equal to what `vsuite-medical predict` gives.\n\n"
+        "```\npython -m monai.bundle run --config_file configs/inference.json --bundle_root .\n```\n\n"
+        "A bundle's configuration is code. Run only those whose origin you trust.\n"
     )

@@ -127,6 +127,7 @@ def _same(files: Sequence[Path], facts: Sequence[str], what: str) -> None:
 
 def _open(path: Path, *, pixels: bool = True) -> Dataset:
     import pydicom
+    from pydicom.errors import InvalidDicomError
 
     try:
         with warnings.catch_warnings():
@@ -134,6 +135,8 @@ def _open(path: Path, *, pixels: bool = True) -> Dataset:
             return pydicom.dcmread(path, stop_before_pixels=not pixels)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except InvalidDicomError as error:
+        raise InputError(f"{path}: is no readable DICOM file: it lacks the preamble that those of DICOM's part 10 begin with") from error
     except Exception as error:  # pydicom raises many kinds for damaged files
         raise InputError(f"{path}: is no readable DICOM file: {_line(error)}") from error
 
@@ -176,10 +179,15 @@ def _finished(values: NDArray[np.float32], dataset: Dataset, window: Window | No
 
 def windowed(array: NDArray[np.float32], window: Window) -> NDArray[np.float32]:
     """Values from 0, at half a width below the centre, to 1, at half a width above it."""
+    check_window(window)
     centre, width = window
-    if width <= 0:
-        raise InputError(f"a window's width must be above 0; got {width:g}")
     return ((array - centre) / width + 0.5).clip(0, 1).astype(np.float32)
+
+
+def check_window(window: Window) -> None:
+    """Raises `InputError` for a width that is not above 0."""
+    if window[1] <= 0:
+        raise InputError(f"a window's width must be above 0; got {window[1]:g}")
 
 
 def _why_not_decoded(dataset: Dataset, error: Exception) -> str:

@@ -79,7 +79,12 @@ def cut(volume: Volume, window: Window | None = None) -> Iterator[NDArray[np.uin
 
     Args:
         window: centre and width of what becomes black to white; None takes the volume's percentiles 0.5 and 99.5.
+
+    Raises:
+        InputError: for a width that is not above 0.
     """
+    if window is not None:
+        dicom.check_window(window)
     array = volume.array[0]
     low, high = np.percentile(array, PERCENTILES) if window is None else (window[0] - window[1] / 2, window[0] + window[1] / 2)
     for z in range(array.shape[2]):

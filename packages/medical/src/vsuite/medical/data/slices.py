@@ -20,7 +20,14 @@ LABELS = "labels.csv"
 
 
 def cut_dataset(
-    data: str | Path, out: str | Path, *, window: Window | None = None, fraction: float = 0.2, labelled: float = 1.0, seed: int = 0
+    data: str | Path,
+    out: str | Path,
+    *,
+    window: Window | None = None,
+    fraction: float = 0.2,
+    labelled: float = 1.0,
+    seed: int = 0,
+    progress: bool = False,
 ) -> Path:
     """Cuts a segmentation data set into a multi-label classification data set: which structures does a slice show?
 
@@ -34,6 +41,7 @@ def cut_dataset(
         fraction: share of the volumes that validates.
         labelled: share of the training volumes that enters `labels_few.csv`, a second table beside the whole; 1 writes none.
         seed: of the draws.
+        progress: show a progress bar.
 
     Returns:
         The table.
@@ -41,6 +49,8 @@ def cut_dataset(
     Raises:
         InputError: for a data set or case that cannot be used, a folder that is not empty, and shares out of range.
     """
+    from rich.progress import track
+
     if not 0 < labelled <= 1:
         raise InputError(f"the labelled share lies in (0, 1]; got {labelled}")
     description, out = read_dataset(data), _new_folder(out)
@@ -51,7 +61,7 @@ def cut_dataset(
     structures = _structures(description)
     rows: list[list[str]] = []
     kept: list[list[str]] = []
-    for case in cases:
+    for case in track(cases, "cutting volumes", disable=not progress):
         part = "val" if case.name in held else "train"
         found = [[path, part, *row] for path, *row in _cut_case(case, description, structures, out, window)]
         rows += found
@@ -63,19 +73,19 @@ def cut_dataset(
     return out / LABELS
 
 
-def cut_folder(folder: str | Path, out: str | Path, *, window: Window | None = None) -> list[Path]:
+def cut_folder(folder: str | Path, out: str | Path, *, window: Window | None = None, progress: bool = False) -> list[Path]:
     """Cuts all NIfTI volumes of a folder, or all DICOM series in its subfolders, into pictures `out/NAME_z012.png`.
 
     Slices of one value are left out.
 
     Args:
-        out: a new or empty folder. window: see `vsuite.medical.data.pictures2d.cut`.
+        out: a new or empty folder. window: see `vsuite.medical.data.pictures2d.cut`. progress: show a progress bar.
 
     Raises:
         InputError: for a folder that holds neither or is not empty, and for files that cannot be read.
     """
     out, written = _new_folder(out), []
-    for name, volume in _volumes(Path(folder)):
+    for name, volume in _volumes(Path(folder), progress=progress):
         for z, picture in enumerate(cut(volume, window)):
             if picture.min() == picture.max():  # nothing to learn from
                 continue
@@ -90,15 +100,15 @@ def holds_volumes(folder: Path) -> bool:
     return folder.is_dir() and (any(is_nifti(path) for path in folder.iterdir()) or bool(_series_folders(folder)))
 
 
-def _volumes(folder: Path) -> Iterator[tuple[str, Volume]]:
+def _volumes(folder: Path, *, progress: bool) -> Iterator[tuple[str, Volume]]:
+    from rich.progress import track
+
     files = sorted(path for path in folder.iterdir() if is_nifti(path)) if folder.is_dir() else []
     series = _series_folders(folder) if folder.is_dir() and not files else []
     if not files and not series:
         raise InputError(f"{folder}: holds no NIfTI files (.nii, .nii.gz) and no folders of DICOM series")
-    for path in files:
-        yield stem_of(path), read_image(path)
-    for path in series:
-        yield path.name, read_series(path)
+    for path in track(files or series, "cutting volumes", disable=not progress):
+        yield (stem_of(path), read_image(path)) if files else (path.name, read_series(path))
 
 
 def _series_folders(folder: Path) -> list[Path]:

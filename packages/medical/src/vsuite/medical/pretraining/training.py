@@ -35,6 +35,7 @@ from vsuite.medical.data.slices import cut_folder, holds_volumes
 from vsuite.medical.models.mae import MaskedAutoencoder, patchify, unpatchify
 
 PICTURES = 8  # validation pictures that are drawn, three tiles each
+LETTERS = 16  # of a picture's name that fit below its tile, in each of two lines
 
 
 class PretrainingSettings(BaseModel):
@@ -123,7 +124,7 @@ class PretrainingTask:
 
     def pictures(self, model: nn.Module, device: torch.device, folder: Path) -> list[Path]:
         """Some validation pictures: whole, what the network sees of them, and with the rest painted in."""
-        from vsuite.core.images.pictures import Tile, contact_sheet
+        from vsuite.core.images.pictures import Tile, contact_sheet, shorten
 
         assert isinstance(model, MaskedAutoencoder)
         if not self.validation:
@@ -137,11 +138,12 @@ class PretrainingTask:
         tiles = []
         for row, index in enumerate(indices):
             name = Path(self.validation[index].name).stem
+            name = "\n".join((name[:LETTERS], shorten(name[LETTERS:], LETTERS))) if len(name) > LETTERS else name
             parts = zip((images, seen, painted), (name, "seen", "painted"), strict=True)
             tiles += [Tile(restore(part[row], self.settings.image), caption) for part, caption in parts]
         path = folder / "reconstruction.png"
-        known = " (brightness and contrast of each patch are the picture's own)" if model.norm_pix_loss else ""
-        contact_sheet(tiles, path, f"validation pictures: whole, what the network sees, what it paints{known}", columns=6)
+        known = " (patches as bright and rich in contrast as in the picture)" if model.norm_pix_loss else ""
+        contact_sheet(tiles, path, f"whole, what the network sees, what it paints{known}", columns=6)
         return [path]
 
     def metadata(self) -> dict[str, Any]:
@@ -211,7 +213,7 @@ def _prepare(source: Path, out: Path) -> None:
     if prepared.exists() or not holds_volumes(source):
         return
     shutil.rmtree(building, ignore_errors=True)
-    cut_folder(source, building)
+    cut_folder(source, building, progress=True)
     building.replace(prepared)
 
 
