@@ -232,6 +232,8 @@ SQUARES = {
     "a.off": OFF,
     "glued.off": OFF.replace("OFF\n", "OFF"),  # as in some files of ModelNet40
     "polygon.off": "OFF\n# a comment\n4 1 0\n0 0 0\n3 0 0\n3 1 0\n0 1 0\n4 0 1 2 3\n",
+    "normals.off": "NOFF\n4 1 0\n0 0 0 0 0 1\n3 0 0 0 0 1\n3 1 0 0 0 1\n0 1 0 0 0 1\n4 0 1 2 3\n",  # as open3d and MeshLab write them
+    "colours.off": "COFF\n4 1 0\n0 0 0 9 9 9 255\n3 0 0 9 9 9 255\n3 1 0 9 9 9 255\n0 1 0 9 9 9 255\n4 0 1 2 3\n",
     "a.obj": "v 0 0 0\nv 3 0 0\nv 3 1 0\nv 0 1 0\nf 1 2 3 4\n",
 }
 
@@ -246,6 +248,23 @@ def test_meshes_are_sampled(tmp_path: Path, name: str) -> None:
     np.testing.assert_array_equal(np.abs(cloud.columns["nz"]), 1)
     np.testing.assert_array_equal(cloud.points, read_cloud(tmp_path / name, samples=2000, seed=3).points)
     assert not np.array_equal(cloud.points, read_cloud(tmp_path / name, samples=2000, seed=4).points)
+
+
+def test_advice_is_about_this_package(tmp_path: Path) -> None:
+    """Errors of numpy advise to load pickles and to pass `usecols`; ours name what a user can do."""
+    (tmp_path / "a.npy").write_bytes(b"no array" * 9)
+    (tmp_path / "a.txt").write_text("1 2 3\n1 2\n")
+    (tmp_path / "nan.xyz").write_text("1 2 3\nnan 2 3\n")
+    np.savetxt(tmp_path / "mm.xyz", [[2000.0, 1, 1], [1, 5000, 1]])
+    for name, said, unsaid in (
+        ("a.npy", "a.npy: not a readable .npy file", "allow_pickle"),
+        ("a.txt", "columns changed from 3 to 2 at row 2", "usecols"),
+        ("nan.xyz", r"1 of 2 points have NaN .* read_cloud\(..., invalid=.drop.\)", "on request"),
+        ("mm.xyz", r"reaches 5000 .* read_cloud\(..., scale=0.001\)", "read it"),
+    ):
+        with pytest.raises(InputError, match=said) as error:
+            check_sweep(read_cloud(tmp_path / name))
+        assert unsaid not in str(error.value)
 
 
 def test_surface_is_sampled_by_area() -> None:
@@ -273,7 +292,7 @@ def test_sweeps_are_in_metres(tmp_path: Path) -> None:
     cloud = cloud_of()
     check_sweep(cloud)
     cloud.points *= 1000
-    with pytest.raises(InputError, match="if these are millimetres, read it with scale"):
+    with pytest.raises(InputError, match=r"if these are millimetres, read_cloud\(..., scale=0.001\)"):
         check_sweep(cloud)
 
 

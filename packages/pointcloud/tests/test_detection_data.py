@@ -454,6 +454,24 @@ def test_nuscenes_results_come_back(tmp_path_factory: pytest.TempPathFactory, bo
     assert content["results"]["a"][0]["size"] == pytest.approx(moving[0, [4, 3, 5]].tolist())
 
 
+def test_nuscenes_results_have_its_names(tmp_path: Path) -> None:
+    """Its tools refuse other names, and missing attributes."""
+    names = ["Car", "Pedestrian", "Cyclist", "traffic_cone", "Tram"]
+    boxes = np.tile(np.array([1, 2, 0, 4, 2, 1.5, 0], np.float32), (5, 1))
+    boxes_io.write_nuscenes(tmp_path / "results.json", {"a": Boxes(boxes, names, np.linspace(1, 0.5, 5, dtype=np.float32))})
+    written = [
+        (record["detection_name"], record["attribute_name"])
+        for record in json.loads((tmp_path / "results.json").read_text())["results"]["a"]
+    ]
+    assert written == [
+        ("car", "vehicle.parked"),
+        ("pedestrian", "pedestrian.standing"),
+        ("bicycle", "cycle.without_rider"),
+        ("traffic_cone", ""),
+        ("Tram", ""),
+    ]
+
+
 def test_boxes_given_with_sweeps_are_read() -> None:
     boxes = boxes_io.read_json(lidar_data("kitti/000008.json"))["000008"]
     assert boxes.names == ["Car"] * 6

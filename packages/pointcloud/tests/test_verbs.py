@@ -205,11 +205,22 @@ def test_inspect_and_view(capsys, detector: Path, streets: Path, tmp_path: Path)
         assert message in err
 
 
+def test_inspect_goes_on_after_a_bad_file(capsys, streets: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.ply").write_bytes(b"ply\nformat ascii 1.0\n")
+    (tmp_path / "b.bin").write_bytes((streets / "points" / "000000.bin").read_bytes())
+    code, out, err = vsuite(capsys, "inspect", tmp_path)
+    assert code == 2
+    assert "b.bin" in out
+    assert "1 of 2 files cannot be read; first: " in err
+    assert "a.ply: damaged PLY header" in err
+
+
 def test_wrong_weights_and_tasks(capsys, detector: Path, classifier: Path, streets: Path, shapes: Path, tmp_path: Path) -> None:
     sweep = streets / "points" / "000000.bin"
     for arguments, message in (
         (["predict", sweep, "--weights", classifier, "--task", "detect"], "is for the task 'classify', not 'detect'"),
         (["predict", tmp_path / "none.bin", "--weights", detector], "no such file or folder"),
+        (["predict", sweep, "--weights", detector, "--format", "coco"], "unknown --format 'coco'"),
         (["evaluate", "--data", streets, "--weights", classifier], "are not the model's, ellipsoid"),
         (["evaluate", "--data", shapes, "--weights", detector], "not a known detection data set"),
         (["evaluate", "--data", streets, "--weights", detector, "--metrics", "coco"], "unknown metric 'coco'"),

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from vsuite.core.batch import Summary, check_names, check_results, find_files, refuse_existing
-from vsuite.core.errors import InputError
+from vsuite.core.errors import InputError, unknown
 from vsuite.core.files import atomic_path, write_csv
 from vsuite.core.terminal import console
 from vsuite.pointcloud.data import boxes_io
@@ -79,6 +79,9 @@ def predict_files(
 
 def _detect(predictor: Predictor, paths: dict[str, Path], outputs: Outputs, columns: Sequence[str] | None, category: str | None) -> Summary:
     targets = {"json": "boxes.json", "kitti": "kitti", "nuscenes": "nuscenes.json"}
+    for name in outputs.formats:
+        if name not in targets:
+            raise unknown("--format", name, targets)
     check_results(outputs.folder, (targets[name] for name in outputs.formats), overwrite=outputs.overwrite)
     if outputs.page is not None:
         refuse_existing(outputs.page, overwrite=outputs.overwrite)

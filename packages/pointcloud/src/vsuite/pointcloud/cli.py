@@ -152,9 +152,15 @@ def inspect_files(inputs: Inputs, columns: Columns = None) -> None:
     from vsuite.pointcloud.data.clouds import read_cloud
     from vsuite.pointcloud.data.inspection import inspect_cloud
 
-    for path in find_clouds(inputs):
-        facts = inspect_cloud(read_cloud(path, columns=_names(columns), invalid="keep"))
+    paths, failed = find_clouds(inputs), []
+    for path in paths:
+        try:
+            facts = inspect_cloud(read_cloud(path, columns=_names(columns), invalid="keep"))
+        except InputError as error:
+            failed.append(str(error))
+            continue
         typer.echo("\n  ".join([str(path), *facts.lines()]))
+    options.say_failed(failed, len(paths), "files cannot be read")
 
 
 @app.command()
@@ -192,10 +198,9 @@ def export(
 ) -> None:
     """Export as ONNX, checked with onnxruntime, or in the authors' layout."""
     from vsuite.pointcloud import export as exports
-    from vsuite.pointcloud.inference import shipped
 
     refuse_existing(out, overwrite=overwrite)
-    source = weights or shipped(None)
+    source = weights or "flatformer_streets"  # the shipped detector that ONNX has a form for
     typer.echo(exports.export_published(source, out) if published else exports.export_onnx(source, out))
 
 

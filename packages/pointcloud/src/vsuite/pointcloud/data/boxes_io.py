@@ -18,6 +18,7 @@ from vsuite.pointcloud.data.frames import box_problems
 
 FORMAT = "vsuite boxes 1"
 _CONVENTION = "x y z (centre) length width height yaw [vx vy]; metres, radians; x forward or as the sensor's, z up, yaw from +x to +y"
+_NUSCENES_NAMES = {"vehicle": "car", "van": "car", "cyclist": "bicycle", "person_sitting": "pedestrian"}
 _MOST_BOXES = 500  # a sample; nuScenes refuses more
 
 
@@ -104,22 +105,25 @@ def read_kitti(folder: str | Path, calibrations: Mapping[str, Calibration] | Non
 def write_nuscenes(path: str | Path, frames: Mapping[str, Boxes], poses: Mapping[str, np.ndarray] | None = None) -> None:
     """Writes nuScenes' results: frames are named by sample token, boxes are in the global frame.
 
+    KITTI's and Waymo's classes get nuScenes' names ("Car" -> "car", "Cyclist" -> "bicycle"), because its tools refuse others.
+
     Args:
         poses: (4, 4) from sensor to global, of each frame (`Frame.to_global`); a frame without one stays in its own frame.
     """
     results = {}
     for name, boxes in frames.items():
         order = np.argsort(-boxes.scores, kind="stable")[:_MOST_BOXES]
+        names = [_nuscenes_name(boxes.names[i]) for i in order]
         records = nuscenes.boxes_to_global(boxes.boxes[order], _pose(poses, name))
         results[name] = [
             record
             | {
                 "sample_token": name,
-                "detection_name": boxes.names[i],
+                "detection_name": label,
                 "detection_score": _plain(boxes.scores[i]),
-                "attribute_name": _attribute(boxes.names[i], record["velocity"]),
+                "attribute_name": _attribute(label, record["velocity"]),
             }
-            for i, record in zip(order, records, strict=True)
+            for i, label, record in zip(order, names, records, strict=True)
         ]
     used = {f"use_{sensor}": sensor == "lidar" for sensor in ("camera", "lidar", "radar", "map", "external")}
     write_text(Path(path), json.dumps({"meta": used, "results": results}) + "\n")
@@ -145,6 +149,12 @@ def read_nuscenes(path: str | Path, poses: Mapping[str, np.ndarray] | None = Non
 
 def _pose(poses: Mapping[str, np.ndarray] | None, name: str) -> np.ndarray:
     return poses[name] if poses is not None and name in poses else np.eye(4)
+
+
+def _nuscenes_name(name: str) -> str:
+    """The class of nuScenes' detection task, where there is one for it."""
+    plain = _NUSCENES_NAMES.get(name.lower(), name.lower())
+    return plain if plain in nuscenes.CLASSES else name
 
 
 def _attribute(name: str, velocity: Sequence[float]) -> str:

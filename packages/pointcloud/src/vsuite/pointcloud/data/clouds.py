@@ -151,7 +151,7 @@ def check_sweep(cloud: PointCloud) -> None:
     if reach > SWEEP_LIMIT:
         raise InputError(
             f"{cloud.path or 'sweep'}: reaches {reach:.0f} from the origin, but a sweep in metres around its sensor stays within "
-            f"{SWEEP_LIMIT:.0f}; if these are millimetres, read it with scale 0.001"
+            f"{SWEEP_LIMIT:.0f}; if these are millimetres, read_cloud(..., scale=0.001) makes them metres"
         )
 
 
@@ -214,7 +214,8 @@ def _build(table: Table, path: Path, invalid: Invalid, scale: float, class_names
     if not valid.all() and invalid != "keep":
         if invalid == "refuse":
             raise InputError(
-                f"{path}: {np.sum(~valid)} of {len(valid)} points have NaN or infinite coordinates; they can be dropped on request"
+                f"{path}: {np.sum(~valid)} of {len(valid)} points have NaN or infinite coordinates; "
+                'read_cloud(..., invalid="drop") leaves them out'
             )
         if not valid.any():
             raise InputError(f"{path}: none of its {len(valid)} points has finite coordinates")

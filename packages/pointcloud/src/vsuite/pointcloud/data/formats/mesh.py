@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -50,13 +51,17 @@ def sample_surface(
 
 
 def _read_off(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """OFF, also with the counts on the first line behind the word, as in some files of ModelNet40; polygons become fans of triangles."""
+    """OFF, also with the counts on the first line behind the word, as in some files of ModelNet40; polygons become fans of triangles.
+
+    Vertices may have texture coordinates, colours and normals behind x, y and z (STOFF, COFF, NOFF, CNOFF, ...), which are left out.
+    """
     try:
         text = path.read_text("ascii")
         lines = [line for line in (line.split("#")[0].strip() for line in text.splitlines()) if line]
-        if not lines or not lines[0].upper().startswith("OFF"):
+        word = re.match("(ST)?C?N?OFF", lines[0], re.IGNORECASE) if lines else None
+        if word is None:
             raise InputError(f"{path}: damaged OFF header: the file does not begin with 'OFF'")
-        lines[0] = lines[0][3:]
+        lines[0] = lines[0][word.end() :]
         lines = lines if lines[0] else lines[1:]
         num_vertices, num_faces = map(int, lines[0].split()[:2])
         vertices = np.array([line.split()[:3] for line in lines[1 : 1 + num_vertices]], np.float64).reshape(num_vertices, 3)

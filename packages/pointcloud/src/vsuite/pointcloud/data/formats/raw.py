@@ -81,11 +81,11 @@ def class_names(path: Path) -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def _readable(path: Path, kind: str) -> Iterator[None]:
-    """Damaged archives raise errors of zip, zlib, struct, memory and more: each becomes one `InputError`."""
+    """Damaged archives raise errors of zip, zlib, struct, memory and more: each becomes one `InputError`, without numpy's advice."""
     try:
         yield
     except Exception as error:
-        raise InputError(f"{path}: not a readable {kind} file: {_line(error)}") from error
+        raise InputError(f"{path}: not a readable {kind} file: {_line(error).split(' If you trust ')[0]}") from error
 
 
 def read_h5(path: Path, columns: Sequence[str] | None = None) -> Table:

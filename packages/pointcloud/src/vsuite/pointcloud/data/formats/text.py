@@ -30,7 +30,7 @@ def read(path: Path, columns: Sequence[str] | None = None) -> Table:
     try:
         values = np.loadtxt(body, delimiter=separator, ndmin=2, comments=list(_COMMENTS))
     except ValueError as error:
-        raise InputError(f"{path}: cannot be read as rows of numbers: {str(error).splitlines()[0]}") from error
+        raise InputError(f"{path}: cannot be read as rows of numbers: {str(error).splitlines()[0].split(';')[0]}") from error
     names = columns
     if names is None and path.suffix.lower() == ".pts" and values.shape[1] == len(_PTS):
         names = _PTS

@@ -1,4 +1,4 @@
-"""The detector that comes with the package."""
+"""The weights that come with the package."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ DATA = Path(os.environ.get("VSUITE_DATA", Path(__file__).parents[4] / "shared" /
 
 
 def test_it_ships_within_its_size() -> None:
-    assert "flatformer" in list_models(with_weights=True)
-    files = list((Path(__file__).parents[1] / "src/vsuite/pointcloud/weights").glob("*.safetensors"))
-    assert [file.stem for file in files] == ["flatformer_streets"]
-    assert files[0].stat().st_size < 8e6
-    assert files[0].with_suffix(".md").is_file()
+    assert {"flatformer", "centerpoint_waymo"} <= set(list_models(with_weights=True))
+    files = sorted((Path(__file__).parents[1] / "src/vsuite/pointcloud/weights").glob("*.safetensors"))
+    assert [file.stem for file in files] == ["centerpoint_streets", "flatformer_streets"]
+    assert all(file.stat().st_size < 8e6 and file.with_suffix(".md").is_file() for file in files)
 
 
 def test_shapes_need_weights() -> None:
@@ -29,11 +28,12 @@ def test_shapes_need_weights() -> None:
         Predictor(task="classify")
 
 
-def test_it_finds_cars_in_a_real_sweep() -> None:
+@pytest.mark.parametrize("weights", ["centerpoint_streets", "flatformer_streets"])
+def test_they_find_cars_in_a_real_sweep(weights: str) -> None:
     if not DATA.is_dir():
         pytest.skip(f"{DATA}: no real sweep here")
     cloud = read_cloud(DATA / "000008.bin", columns=["x", "y", "z", "intensity"])
-    found = Predictor().detect(cloud, score_threshold=0.17)
+    found = Predictor(weights).detect(cloud, score_threshold=0.17)
     labelled = [box["box"] for box in json.loads((DATA / "000008.json").read_text())["boxes"] if box["label"] == "Car"]
     away = np.linalg.norm(np.array(labelled)[:, None, :2] - found.boxes.numpy()[None, :, :2], axis=-1)  # labelled, found
     assert (away.min(axis=1) < 0.5).sum() >= 3
