@@ -10,22 +10,31 @@ import numpy as np
 import pytest
 
 from vsuite.core import InputError, list_models
-from vsuite.pointcloud.data.clouds import read_cloud
+from vsuite.pointcloud.data.clouds import PointCloud, read_cloud
 from vsuite.pointcloud.inference import Predictor
+from vsuite.pointcloud.simulate.solids import CLASSES, make_solids
 
 DATA = Path(os.environ.get("VSUITE_DATA", Path(__file__).parents[4] / "shared" / "data")) / "lidar" / "kitti"
 
 
 def test_it_ships_within_its_size() -> None:
-    assert {"flatformer", "centerpoint_waymo"} <= set(list_models(with_weights=True))
+    assert {"flatformer", "centerpoint_waymo", "gpsformer_elite"} <= set(list_models(with_weights=True))
     files = sorted((Path(__file__).parents[1] / "src/vsuite/pointcloud/weights").glob("*.safetensors"))
-    assert [file.stem for file in files] == ["centerpoint_streets", "flatformer_streets"]
+    assert [file.stem for file in files] == ["centerpoint_streets", "flatformer_streets", "gpsformer_solids"]
     assert all(file.stat().st_size < 8e6 and file.with_suffix(".md").is_file() for file in files)
 
 
-def test_shapes_need_weights() -> None:
-    with pytest.raises(InputError, match="no weights for the task 'classify' come with the package"):
-        Predictor(task="classify")
+def test_parts_need_weights() -> None:
+    with pytest.raises(InputError, match="no weights for the task 'parts' come with the package"):
+        Predictor(task="parts")
+
+
+def test_it_names_solids() -> None:
+    clouds, labels = make_solids(64, 256, seed=99)
+    namer = Predictor(task="classify")
+    assert namer.note.classes == list(CLASSES)
+    named = namer.classify([PointCloud(cloud) for cloud in clouds]).argmax(axis=1)
+    assert (named == labels).mean() > 0.45  # one in sixteen would be by chance
 
 
 @pytest.mark.parametrize("weights", ["centerpoint_streets", "flatformer_streets"])

@@ -208,7 +208,7 @@ def export(
 def demo(
     out: options.Out = Path("demo"),
     detector: Annotated[str | None, typer.Option("--detector", help="Weights of a detector [default: those of the package].")] = None,
-    classifier: Annotated[str | None, typer.Option("--classifier", help="Weights of a classifier to try on the solids.")] = None,
+    classifier: Annotated[str | None, typer.Option("--classifier", help="Weights of a classifier [default: those of the package].")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier demo.")] = False,
     seed: options.Seed = 7,
 ) -> None:

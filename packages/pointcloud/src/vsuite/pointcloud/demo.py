@@ -35,12 +35,12 @@ def run_demo(
     seed: int = 7,
     say: Callable[[str], None] = print,
 ) -> None:
-    """Simulates streets and solids, shows them, finds boxes in the streets, and says how good these are.
+    """Simulates streets and solids, shows them, finds boxes in the streets, names the solids, and says how good that is.
 
     Args:
-        out: gets `streets.html` (sweeps with their boxes in 3D), `boxes.json`, tables in `streets/`, a picture of each sweep and one
-            of some solids.
-        detector: weights; None takes those that come with the package. classifier: weights to name the solids with, or None.
+        out: gets `streets.html` (sweeps with their boxes in 3D), `boxes.json`, tables in `streets/` and `shapes/`, a picture of each
+            sweep and one of some solids.
+        detector, classifier: weights; None takes those that come with the package.
         overwrite: replace an earlier demo.
         seed: of the streets and solids.
     """
@@ -50,7 +50,7 @@ def run_demo(
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: is a file; the demo needs a folder")
     finder = Predictor(detector, task="detect", device="cpu")
-    namer = None if classifier is None else Predictor(classifier, task="classify", device="cpu")
+    namer = Predictor(classifier, task="classify", device="cpu")
     say(f"1/2 simulating {FRAMES} streets")
     _streets(finder, out, seed, say)
     say(f"2/2 simulating {SHAPES} solids")
@@ -83,16 +83,14 @@ def _report(found: Evaluation, folder: Path) -> None:
     write_evaluation(found, folder)
 
 
-def _solids(classifier: Predictor | None, out: Path, seed: int) -> None:
+def _solids(classifier: Predictor, out: Path, seed: int) -> None:
     from vsuite.pointcloud.simulate.solids import CLASSES, make_solids
 
-    clouds, labels = make_solids(SHAPES, 1024 if classifier is None else classifier.note.points, seed=seed)
-    titles = [CLASSES[label] for label in labels[:SHOWN].tolist()]
-    if classifier is not None:
-        names = classifier.note.classes
-        predicted = classifier.classify([PointCloud(cloud) for cloud in clouds]).argmax(axis=1).tolist()
-        titles = [f"{title}: {names[guess]}" for title, guess in zip(titles, predicted, strict=False)]
-        _report(evaluate_classes(predicted, labels.tolist(), names), out / "shapes")
+    clouds, labels = make_solids(SHAPES, classifier.note.points, seed=seed)
+    names = classifier.note.classes
+    predicted = classifier.classify([PointCloud(cloud) for cloud in clouds]).argmax(axis=1).tolist()
+    _report(evaluate_classes(predicted, labels.tolist(), names), out / "shapes")
+    titles = [f"{CLASSES[label]}: {names[guess]}" for label, guess in zip(labels[:SHOWN].tolist(), predicted, strict=False)]
     _write_sheet(out / "shapes.png", list(clouds[:SHOWN]), titles)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -375,6 +376,8 @@ LAYOUT = PublishedLayout(
     head="out.",
 )
 
+# Trained on simulated solids; see the card beside it.
+SHIPPED = {"gpsformer_solids": Path(__file__).parents[1] / "weights" / "gpsformer_solids.safetensors"}
 VARIANTS = {
     "gpsformer": Variant(
         {},
@@ -395,6 +398,7 @@ VARIANTS = {
             PublishedResult("ScanObjectNN PB_T50_RS", "mean class accuracy", 92.5, "%"),
         ),
         input_size=(1024, 3),
+        weights=SHIPPED,
     ),
 }
 
