@@ -49,12 +49,12 @@ class Recipes(Generic[Recipe, Run]):
         path = Path(source)
         if path.suffix in (".yaml", ".yml", ".json") or path.is_file():
             return load_settings(path, self.recipe)
-        for package in self.packages:
-            shipped = importlib.resources.files(package) / "recipes" / f"{source}.yaml"
-            if str(source) in self.names() and shipped.is_file():
-                with importlib.resources.as_file(shipped) as file:
-                    return load_settings(file, self.recipe)
-        raise unknown("recipe (and no such file)", str(source), self.names())
+        names = self.names()
+        if str(source) not in names:
+            raise unknown("recipe (and no such file)", str(source), names)
+        places = (importlib.resources.files(package) / "recipes" / f"{source}.yaml" for package in self.packages)
+        with importlib.resources.as_file(next(place for place in places if place.is_file())) as file:
+            return load_settings(file, self.recipe)
 
     def resolve(
         self,
