@@ -236,6 +236,15 @@ def test_official_files_are_recognised(name: str, options: dict[str, Any], tmp_p
         assert torch.equal(found(x), source(x))
 
 
+def test_v2_takes_a_file_of_another_window_only_if_told_what_it_was_trained_with() -> None:
+    source = tiny("swin_v2_tiny", window_size=8, image_size=128)
+    official = source.state_dict() | official_buffers(source)
+    with pytest.raises(InputError, match=r"trained for windows of \[8, 8, 8, 4\].*those of \[4, 4, 4, 4\].*window_size=8"):
+        tiny("swin_v2_tiny", window_size=4, image_size=128, weights=official)
+    wider = tiny("swin_v2_tiny", window_size=16, image_size=256, pretrained_window_sizes=(8, 8, 8, 4), weights=official)
+    assert torch.equal(wider.state_dict()["layers.0.blocks.0.attn.cpb_mlp.2.weight"], official["layers.0.blocks.0.attn.cpb_mlp.2.weight"])
+
+
 def test_detectors_file_fills_a_dense_backbone(tmp_path: Path) -> None:
     source = tiny(num_classes=0, stage_norms=True)
     state = {f"backbone.{name}": value for name, value in (source.state_dict() | official_buffers(source)).items()}

@@ -86,6 +86,7 @@ class PublishedLayout:
         stem: name of the first convolution's weight; for another number of input channels its kernels are summed (1
             channel) or repeated and scaled by 3 / n.
         resize: (name, published value, our shape) -> the value interpolated to our shape, or None where that makes no sense.
+        conflict: (model, state dict) -> what the ignored tensors of the checkpoint say against the model; empty: nothing.
     """
 
     build: Callable[..., nn.Module]
@@ -100,6 +101,7 @@ class PublishedLayout:
     norm: str = ""
     stem: str = ""
     resize: Callable[[str, Tensor, Sequence[int]], Tensor | None] | None = None
+    conflict: Callable[[nn.Module, Mapping[str, Tensor]], str] | None = None
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from vsuite.core.models.window_backbone import (
     TABLES,
     TIMM,
     ShiftedWindowAttention,
+    Stage,
     WindowBackbone,
     infer_stages,
     merge_patches,
@@ -168,18 +169,40 @@ def _infer(state: Mapping[str, Tensor]) -> dict[str, Any]:
     found = infer_stages(state)
     stages = range(len(found["depths"]))
     found["num_heads"] = [len(state[f"layers.{i}.blocks.0.attn.logit_scale"]) for i in stages]
-    tables = [state.get(f"layers.{i}.blocks.0.attn.relative_coords_table") for i in stages]
-    known = [table for table in tables if table is not None]
-    if len(known) < len(tables):
+    windows, pretrained = _windows(state, len(stages))
+    if not windows:
         return found
-    windows = [(table.shape[1] + 1) // 2 for table in known]
-    largest = [float(table.max()) for table in known]  # log2(1 + 8 (window - 1) / (pre-trained - 1)) / log2(8)
-    pretrained = [1 + round(8 * (w - 1) / (8**most - 1)) if most > 0 else 0 for w, most in zip(windows, largest, strict=True)]
     return found | {
         "window_size": windows[0],
         "image_size": windows[-1] << (len(windows) + 1),  # the published classifiers end in a map of one window
         "pretrained_window_sizes": [0 if p == w else p for p, w in zip(pretrained, windows, strict=True)],
     }
+
+
+def _windows(state: Mapping[str, Tensor], stages: int) -> tuple[list[int], list[int]]:
+    """The windows of the stages by the authors' offset tables, and those that the bias networks were trained with; empty without tables.
+
+    A window of one token does not tell: 0.
+    """
+    tables = [state[name] for i in range(stages) if (name := f"layers.{i}.blocks.0.attn.relative_coords_table") in state]
+    if len(tables) < stages:
+        return [], []
+    windows = [(table.shape[1] + 1) // 2 for table in tables]
+    largest = [float(table.max()) for table in tables]  # log2(1 + 8 (window - 1) / (pre-trained - 1)) / log2(8)
+    return windows, [1 + round(8 * (w - 1) / (8**most - 1)) if most > 0 else 0 for w, most in zip(windows, largest, strict=True)]
+
+
+def _conflict(model: nn.Module, state: Mapping[str, Tensor]) -> str:
+    """Another window is fine: that is what the bias network is for. But it must know which window it was trained with."""
+    blocks = [stage.blocks[0] for stage in model.layers if isinstance(stage, Stage)] if isinstance(model, SwinV2) else []
+    ours = [block.attn.pretrained_window[0] for block in blocks if isinstance(block, Block)]
+    windows, theirs = _windows(state, len(ours))
+    if all(their in (0, our) for their, our in zip(theirs, ours, strict=False)):
+        return ""
+    return (
+        f"its biases were trained for windows of {theirs}, the model takes them for those of {ours}; "
+        f"build it with window_size={windows[0]}, or for another window with pretrained_window_sizes={theirs}"
+    )
 
 
 LAYOUT = PublishedLayout(
@@ -193,6 +216,7 @@ LAYOUT = PublishedLayout(
     head="head.",
     norm="norm.",
     stem="patch_embed.proj.weight",
+    conflict=_conflict,
 )
 
 SMALL = {"depths": (2, 2, 18, 2)}
