@@ -7,6 +7,7 @@ import ctypes
 import json
 import math
 import os
+import platform
 import resource
 import socket
 import subprocess
@@ -428,3 +429,21 @@ def test_freed_memory_goes_back_to_the_system() -> None:
     heap.trim()
     assert before - resident() > 100e6
     assert all(block[0] == ord("x") for block in kept)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_memory_of_large_tensors_is_used_again_within_a_training() -> None:
+    def pages_mapped() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.empty(16 << 20).fill_(1)  # 64 MiB, freed at once
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    pages_mapped()
+    outside = pages_mapped()
+    if outside < 100:
+        pytest.skip("the memory of tensors is not mapped page by page here")
+    with heap.reused():
+        pages_mapped()
+        assert pages_mapped() < outside / 10
+    pages_mapped()
+    assert pages_mapped() == pytest.approx(outside, rel=0.5)

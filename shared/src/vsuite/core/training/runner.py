@@ -68,7 +68,7 @@ def train(
             finite (the checkpoints before it stay), a disk that cannot be written to.
     """
     folder = Path(folder)
-    with processes.process_group(pick_device(device)) as place:
+    with processes.process_group(pick_device(device)) as place, heap.reused():
         if settings.precision == "fp16" and place.device.type != "cuda":
             raise InputError(f"precision fp16 needs a CUDA device, and this is {place.device.type}; use bf16 or fp32")
         processes.first_alone(lambda: keep_settings(resolved or settings, folder, resume=resume))
