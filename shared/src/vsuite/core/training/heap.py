@@ -27,7 +27,7 @@ def reused() -> Iterator[None]:
     on a CPU that has many of them. `trim` now and then keeps what lies idle in bounds.
     """
     _call("mallopt", M_MMAP_MAX, 0)
-    _call("mallopt", M_TRIM_THRESHOLD, 2**31 - 1)
+    _call("mallopt", M_TRIM_THRESHOLD, -1)  # never by itself
     try:
         yield
     finally:
