@@ -9,7 +9,18 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from vsuite.core.nn import attend, depthwise_conv3d, fold_batch_norm, initialise_transformer, map_to_tokens, resize_linear, tokens_to_map
+from vsuite.core.nn import (
+    Mlp,
+    attend,
+    depthwise_conv3d,
+    fold_batch_norm,
+    initialise_transformer,
+    map_to_tokens,
+    perceptron,
+    resize_linear,
+    tokens_to_map,
+)
+from vsuite.core.nn.mlp import PIECE
 
 
 def seeded(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -125,3 +136,26 @@ def test_initialisation() -> None:
     assert torch.equal(norm.weight, torch.ones(8))
     assert not linear.bias.any()
     assert not conv.bias.any()
+
+
+@pytest.mark.parametrize("shape", [(4 * PIECE + 3, 8), (2, 40, 40, 8), (5, 8), (0, 8)])
+def test_perceptron_in_pieces_is_the_whole_one(shape: tuple[int, ...]) -> None:
+    mlp = Mlp(8, 12).double()
+    x = seeded(*shape).transpose(0, -2)  # rows need not lie in memory as they are counted
+    expected = mlp(x)  # with gradients: all rows at once
+    with torch.inference_mode():
+        calls: list[int] = []
+        mlp.fc1.register_forward_hook(lambda layer, args, out: calls.append(len(out)))
+        torch.testing.assert_close(mlp(x), expected)
+    rows = math.prod(shape[:-1])
+    assert calls == ([PIECE] * (rows // PIECE) + [rows % PIECE] if rows > PIECE else [x.shape[0]])
+
+
+def test_perceptron_calls_foreign_layers_once() -> None:
+    class Whole(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x - x.mean(0)
+
+    x = seeded(4 * PIECE, 2)
+    with torch.inference_mode():
+        torch.testing.assert_close(perceptron(x, Whole(), nn.Identity(), torch.clone), x - x.mean(0))

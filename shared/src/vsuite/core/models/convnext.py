@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vsuite.core.errors import InputError
-from vsuite.core.nn import DropPath, FeatureInfo, ImageBackbone, LayerNorm2d, SizeRule, drop_path_rates
+from vsuite.core.nn import DropPath, FeatureInfo, ImageBackbone, LayerNorm2d, SizeRule, drop_path_rates, perceptron
 from vsuite.core.registry import OtherNames, PublishedLayout, PublishedResult, Variant, register_variants
 
 
@@ -30,7 +29,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm(self.dwconv(x).permute(0, 2, 3, 1))  # B, H, W, C: a view, as the map is channels-last in memory
-        y = self.pwconv2(F.gelu(self.pwconv1(y)))
+        y = perceptron(y, self.pwconv1, self.pwconv2)
         if self.gamma is not None:
             y = y * self.gamma
         return x + self.drop_path(y.permute(0, 3, 1, 2))

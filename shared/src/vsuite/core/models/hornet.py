@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from vsuite.core.errors import InputError
 from vsuite.core.models.convnext import StagedConvNet, layer_group
-from vsuite.core.nn import DropPath, LayerNorm2d, drop_path_rates, memoise
+from vsuite.core.nn import DropPath, LayerNorm2d, drop_path_rates, memoise, perceptron
 from vsuite.core.registry import PublishedLayout, PublishedResult, Variant, register_variants
 
 FilterGrid = tuple[int, int]
@@ -238,7 +238,7 @@ class Block(nn.Module):
             y = y * self.gamma1
         x = x + self.drop_path(y.permute(0, 3, 1, 2))
         y = self.norm2(x.permute(0, 2, 3, 1))
-        y = self.pwconv2(F.gelu(self.pwconv1(y)))
+        y = perceptron(y, self.pwconv1, self.pwconv2)
         if self.gamma2 is not None:
             y = y * self.gamma2
         return x + self.drop_path(y.permute(0, 3, 1, 2))

@@ -9,7 +9,7 @@ from vsuite.core.nn.drop_path import DropPath, drop_path_rates
 from vsuite.core.nn.fold import fold_batch_norm
 from vsuite.core.nn.initialise import initialise_transformer
 from vsuite.core.nn.memoise import memoise
-from vsuite.core.nn.mlp import Mlp
+from vsuite.core.nn.mlp import Mlp, perceptron
 from vsuite.core.nn.norm import LayerNorm2d
 from vsuite.core.nn.position_grid import resize_position_grid, sincos_position_grid
 from vsuite.core.nn.relative_position import (
@@ -46,6 +46,7 @@ __all__ = [
     "map_to_tokens",
     "memoise",
     "pad_to_windows",
+    "perceptron",
     "relative_position_index",
     "resize_linear",
     "resize_position_grid",

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vsuite.core import InputError, PublishedLayout, PublishedResult
-from vsuite.core.nn import attend, memoise
+from vsuite.core.nn import attend, memoise, perceptron
 from vsuite.core.registry import Variant, register_variants
 from vsuite.pointcloud.models.center_decode import WAYMO
 from vsuite.pointcloud.models.center_head import CenterHead
@@ -145,7 +145,7 @@ class FlatFormerLayer(nn.Module):
     def forward(self, x: Tensor, position: Tensor, lengths: Sequence[int]) -> Tensor:
         """x, position: N, C; lengths: tokens of each sample -> N, C."""
         x = self.norm1(x + self.attn(x, position, lengths))
-        return self.norm2(x + self.fc2(F.gelu(self.fc1(x))))
+        return self.norm2(x + perceptron(x, self.fc1, self.fc2))
 
 
 class FlatFormerBlock(nn.Module):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vsuite.core import InputError, PublishedLayout, PublishedResult
-from vsuite.core.nn import attend
+from vsuite.core.nn import attend, perceptron
 from vsuite.core.registry import Variant, register_variants
 from vsuite.pointcloud.models.point_layers import LinearNorm, check_cloud, norm_factor, normalised
 from vsuite.pointcloud.point_ops import ball_queries, ball_query, farthest_points, gather_points, nearest_features
@@ -75,7 +75,7 @@ class GlobalPerception(nn.Module):
         x = graph + self.cross(moved, graph)
         normed = self.norm1(x)
         x = x + self.attn(normed, normed)
-        return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
+        return x + perceptron(self.norm2(x), self.fc1, self.fc2)
 
     def move(self, features: Tensor) -> Tensor:
         """Features after their learnt offset."""
