@@ -30,6 +30,14 @@ def test_files_folders_and_patterns_each_once(tmp_path: Path) -> None:
             found(str(tmp_path / missing))
 
 
+def test_what_is_missing_stays_among_what_is_there(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").touch()
+    missing = tmp_path / "none.txt"
+    assert found(missing, tmp_path, str(tmp_path / "*.bin"), missing) == ["none.txt", "a.txt", "*.bin"]
+    with pytest.raises(InputError, match=r"none\.txt: no such file or folder, and no file matches it$"):
+        found(missing, str(tmp_path / "*.bin"))
+
+
 def test_results_of_one_name_and_results_that_are_there(tmp_path: Path) -> None:
     check_names(["a", "b"])
     with pytest.raises(InputError, match="two inputs are called 'b'"):

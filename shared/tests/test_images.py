@@ -22,6 +22,7 @@ from vsuite.core.images.classifier import freeze_backbone
 from vsuite.core.images.datasets import check_for_training, check_images, divide, natural, read_dataset
 from vsuite.core.images.files import read_image
 from vsuite.core.images.metrics import average_precision, classification_metrics, confusion_matrix, ranks, roc_auc, truth_table
+from vsuite.core.images.predictor import find_images
 from vsuite.core.images.preprocessing import PreprocessingSettings, preprocess, restore
 from vsuite.core.images.recipes import list_recipes, load_recipe
 
@@ -36,6 +37,19 @@ def save(path: Path, rgb: np.ndarray, *options: Any) -> Path:
     array = rgb[..., [2, 1, 0, *range(3, rgb.shape[2])]] if rgb.ndim == 3 else rgb
     assert cv2.imwrite(str(path), array, *options)
     return path
+
+
+def test_missing_images_stay_among_those_that_are_there(tmp_path: Path) -> None:
+    save(tmp_path / "a.png", RED_GREEN)
+    given = [tmp_path / "none.npz", tmp_path / "a.png", tmp_path / "none.png"]
+    samples = find_images(given)
+    assert [sample.name for sample in samples] == list(map(str, given))
+    assert read_image(samples[1].image).shape == (6, 8, 3)
+    for missing in (samples[0], samples[2]):
+        with pytest.raises(InputError, match=r"none\.(npz|png): cannot be read: No such file"):
+            read_image(missing.image)
+    with pytest.raises(InputError, match=r"none\.npz: no such file or folder"):
+        find_images(given[::2])
 
 
 def folder_of(root: Path, **counts: int) -> Path:

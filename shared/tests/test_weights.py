@@ -112,6 +112,15 @@ def test_averaged_weights_come_before_the_raw_ones() -> None:
     assert same(read_state_dict({"params": {"a": torch.zeros(1)}, "params_ema": tensors()}), tensors())
 
 
+def test_a_container_of_any_name_is_opened_where_it_stands_alone() -> None:
+    state = {"weight": torch.ones(2)}
+    assert read_state_dict({"my model": state}).keys() == {"weight"}
+    assert read_state_dict({"params": {"mine": state}}).keys() == {"weight"}
+    assert read_state_dict({"weight": torch.ones(2)}).keys() == {"weight"}
+    with pytest.raises(InputError, match="holds no tensors"):
+        read_state_dict({"one": state, "two": state})
+
+
 def test_empty_containers_are_passed_over() -> None:
     assert same(read_state_dict({"model_ema": {}, "model": tensors()}), tensors())
 

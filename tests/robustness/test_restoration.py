@@ -129,6 +129,17 @@ def test_the_rest_of_a_batch_goes_on(tmp_path: Path, predict: Callable[..., Fini
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a_x2.png", "c_x2.png"]
 
 
+def test_the_rest_goes_on_where_some_collide_or_are_missing(tmp_path: Path, predict: Callable[..., Finished]) -> None:
+    for name in ("a.png", "a.bmp", "b.png"):
+        noise(4, 4).save(tmp_path / name)
+    paths = [tmp_path / name for name in ("a.png", "a.bmp", "missing.png", "b.png")]
+    finished = predict(*paths, "--ext", "png")
+    finished.refused("3 of 4 files failed; first: ", "a.png and ", "a.bmp would both become")
+    for line in (f"{paths[0]} and {paths[1]} would", f"{paths[1]} and {paths[0]} would", f"{paths[2]}: no such file"):
+        assert len([said for said in finished.err.splitlines() if said.startswith(line)]) == 1, finished.err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["b_x2.png"]
+
+
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (20000, 10), (3, 500)])
 def test_odd_sizes_are_restored(tmp_path: Path, predict: Callable[..., Finished], width: int, height: int) -> None:
     noise(height, width).save(tmp_path / "odd.png")
@@ -162,7 +173,7 @@ def test_a_damaged_download(tmp_path: Path, predict: Callable[..., Finished], we
     else:
         damaged.write_bytes(weights.read_bytes())
     damaged.write_bytes(damaged.read_bytes()[:-2000])
-    predict(tmp_path / "a.png", weights=damaged).refused(f"damaged{suffix}: ")
+    predict(tmp_path / "a.png", weights=damaged).refused(f"damaged{suffix}: cannot be read as weights, the file is damaged")
 
 
 def test_outputs_that_cannot_be(tmp_path: Path, predict: Callable[..., Finished]) -> None:
@@ -193,6 +204,8 @@ def test_outputs_that_cannot_be(tmp_path: Path, predict: Callable[..., Finished]
         (("--compare", "page.txt"), "must end in .html"),
         (("--blend-with", "nothing.pth"), "nothing.pth: no such file"),
         (("--precision", "fp8"), "fp8"),
+        (("--part", "two"), "--part two: is not like 1/2"),
+        (("--part", "0/2"), "part 0 of 2: parts are counted from 1 on"),
     ],
 )
 def test_options_that_make_no_sense(tmp_path: Path, predict: Callable[..., Finished], options: tuple[object, ...], message: str) -> None:

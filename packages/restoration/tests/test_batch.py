@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms, ImageSequence
+from PIL import Image, ImageCms, ImageSequence, features
 from torch import Tensor, nn
 
 from vsuite.core import InputError
 from vsuite.restoration import video
-from vsuite.restoration.batch import Outputs, find_jobs, restore_files
+from vsuite.restoration.batch import Outputs, restore_files
 from vsuite.restoration.compare import Pair, pair_of_files, write_page
 from vsuite.restoration.images import read_picture
 from vsuite.restoration.inference import FinalSize, Restorer
@@ -69,8 +69,8 @@ def test_transparency_never_goes_to_jpeg(tmp_path: Path, restorer: Restorer, cap
 
 def test_results_in_png_instead_of_jpeg_are_planned_like_all_others(tmp_path: Path, restorer: Restorer) -> None:
     source = save(tmp_path / "in" / "a.png", "RGBA")
-    with pytest.raises(InputError, match=r"a\.png: is an input"):
-        restore_files(restorer, source, tmp_path / "in", outputs=Outputs("", "jpg", existing="overwrite"), show=False)
+    done = restore_files(restorer, source, tmp_path / "in", outputs=Outputs("", "jpg", existing="overwrite"), show=False)
+    assert [message for _, message in done.failed] == [f"{source}: is an input; results need another name or folder"]
     assert Image.open(source).size == (8, 6)
     skipping = Outputs("_x2", "jpg", existing="skip")
     written, skipped = (restore_files(restorer, source, tmp_path / "out", outputs=skipping, show=False) for _ in range(2))
@@ -138,11 +138,11 @@ def test_skip_overwrite_and_refuse(tmp_path: Path, restorer: Restorer) -> None:
     (tmp_path / "out").mkdir()
     there = tmp_path / "out" / "a_x2.png"
     there.write_text("mine")
-    with pytest.raises(InputError, match=r"a_x2\.png: exists; --skip-existing leaves it, --overwrite replaces it"):
-        restore_files(restorer, tmp_path / "in", tmp_path / "out", show=False)
-    assert not (tmp_path / "out" / "b_x2.png").exists()
+    done = restore_files(restorer, tmp_path / "in", tmp_path / "out", show=False)
+    assert [message for _, message in done.failed] == [f"{there}: exists; --skip-existing leaves it, --overwrite replaces it"]
+    assert ([job.source.name for job in done.written], there.read_text()) == (["b.png"], "mine")
     done = restore_files(restorer, tmp_path / "in", tmp_path / "out", outputs=Outputs("_x2", existing="skip"), show=False)
-    assert (len(done.skipped), len(done.written), there.read_text()) == (1, 1, "mine")
+    assert (len(done.skipped), len(done.written), there.read_text()) == (2, 0, "mine")
     done = restore_files(restorer, tmp_path / "in", tmp_path / "out", outputs=Outputs("_x2", existing="overwrite"), show=False)
     assert len(done.written) == 2
     assert read_picture(there).pixels.shape == (12, 16, 3)
@@ -158,13 +158,77 @@ def test_one_bad_file_does_not_stop_the_others(tmp_path: Path, restorer: Restore
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a_x2.png", "c_x2.png"]
 
 
-def test_collisions_are_refused_before_anything_is_written(tmp_path: Path) -> None:
-    save(tmp_path / "a.png"), save(tmp_path / "a.jpg")
-    with pytest.raises(InputError, match=r"would both become .*a_x2\.png"):
-        find_jobs([tmp_path / "a.png", tmp_path / "a.jpg"], tmp_path / "out", Outputs("_x2", "png"))
-    with pytest.raises(InputError, match="is an input"):
-        find_jobs([tmp_path / "a.png"], tmp_path, Outputs("", existing="overwrite"))
-    assert not (tmp_path / "out").exists()
+def test_only_those_that_collide_are_refused(tmp_path: Path, restorer: Restorer, capsys) -> None:
+    first, second, third = (save(tmp_path / "in" / name) for name in ("a.jpg", "A.png", "b.png"))
+    save(tmp_path / "in" / "inner" / "a.png")
+    done = restore_files(restorer, tmp_path / "in", tmp_path / "out", outputs=Outputs("", "png"))
+    assert [job.source for job in done.written] == [third, tmp_path / "in" / "inner" / "a.png"]
+    what = "restore them into folders of their own"
+    expected = {
+        first: f"{first} and {second} would both become {tmp_path / 'out' / 'a.png'}; {what}",
+        second: f"{second} and {first} would both become {tmp_path / 'out' / 'A.png'}; {what}",
+    }
+    assert dict(done.failed) == expected
+    assert sorted(capsys.readouterr().err.splitlines()[:2]) == sorted(expected.values())
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["b.png", "inner"]
+
+
+def test_processes_share_a_batch(tmp_path: Path, restorer: Restorer) -> None:
+    for name in "abcde":
+        save(tmp_path / "in" / f"{name}.png")
+    names = []
+    for number in (1, 2, 3):
+        done = restore_files(restorer, tmp_path / "in", tmp_path / "out", part=(number, 3), show=False)
+        assert not done.failed  # what other processes have written meanwhile is theirs
+        names.append([job.source.stem for job in done.written])
+    assert names == [["a", "d"], ["b", "e"], ["c"]]
+    with pytest.raises(InputError, match="part 4 of 3"):
+        restore_files(restorer, tmp_path / "in", tmp_path / "out", part=(4, 3), show=False)
+
+
+def test_results_never_replace_inputs_or_folders(tmp_path: Path, restorer: Restorer) -> None:
+    save(tmp_path / "in" / "a.png"), save(tmp_path / "in" / "b.bmp")
+    (tmp_path / "in" / "b.png").mkdir()
+    before = (tmp_path / "in" / "a.png").read_bytes()
+    done = restore_files(restorer, tmp_path / "in", tmp_path / "in", outputs=Outputs("", "png", existing="overwrite"), show=False)
+    assert not done.written
+    assert ["is an input" in message for _, message in done.failed] == [True, False]
+    assert "b.png: is a folder" in done.failed[1][1]
+    assert (tmp_path / "in" / "a.png").read_bytes() == before
+
+
+def test_what_does_not_exist_does_not_stop_the_others(tmp_path: Path, restorer: Restorer) -> None:
+    source = save(tmp_path / "a.png")
+    given = [tmp_path / "missing.png", source, str(tmp_path / "*.tif")]
+    done = restore_files(restorer, given, tmp_path / "out", show=False)
+    assert [job.source for job in done.written] == [source]
+    assert [message for _, message in done.failed] == [f"{tmp_path / name}: no such file" for name in ("missing.png", "*.tif")]
+    with pytest.raises(InputError, match="no such file or folder"):
+        restore_files(restorer, tmp_path / "missing.png", tmp_path / "out", show=False)
+
+
+def test_formats_that_are_not_read_are_mentioned(tmp_path: Path, restorer: Restorer) -> None:
+    save(tmp_path / "in" / "a.png")
+    for name in ("b.HEIC", "c.heic", "d.cr2", ".hidden.heic"):
+        (tmp_path / "in" / name).write_bytes(b"II*\0 whatever")
+    with pytest.warns(UserWarning, match="left out") as caught:
+        done = restore_files(restorer, tmp_path / "in", tmp_path / "out", show=False)
+    line = "3 pictures are left out, as the format is not read (1 CR2, 2 HEIC); convert to PNG, JPEG or TIFF first"
+    assert [str(warning.message) for warning in caught] == [f"{tmp_path / 'in'}: {line}"]
+    assert [job.source.name for job in done.written] == ["a.png"]
+    named = restore_files(restorer, tmp_path / "in" / "b.HEIC", tmp_path / "out", show=False)
+    assert named.failed[0][1] == f"{tmp_path / 'in' / 'b.HEIC'}: HEIC is not read; convert it to PNG, JPEG or TIFF first"
+
+
+@pytest.mark.parametrize("suffix", [".avif", ".jp2"])
+def test_formats_that_are_only_read_become_png(tmp_path: Path, restorer: Restorer, suffix: str) -> None:
+    if suffix == ".avif" and not features.check("avif"):
+        pytest.skip("this Pillow reads no AVIF")
+    save(tmp_path / "in" / f"a{suffix}", size=(40, 30))
+    restore_files(restorer, tmp_path / "in", tmp_path / "out", show=False)
+    found = read_picture(tmp_path / "out" / "a_x2.png").pixels
+    assert found.shape == (60, 80, 3)
+    np.testing.assert_allclose(found.reshape(-1, 3).mean(0), (10, 200, 30), atol=3)
 
 
 @pytest.mark.parametrize(("suffix", "tolerance"), [(".gif", 8), (".webp", 16), (".png", 0)])

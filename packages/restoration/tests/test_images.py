@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import io
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageCms, PngImagePlugin, TiffImagePlugin
+from PIL import Image, ImageCms, PngImagePlugin, TiffImagePlugin, features
 
 from vsuite.core import InputError
 from vsuite.restoration import writers
@@ -239,3 +240,74 @@ def test_a_tiff_that_names_no_resolution_gets_none(tmp_path: Path) -> None:
     metadata = read_picture(tmp_path / "a.tif").metadata
     assert metadata.dpi is None
     assert 282 not in Image.open(write(tmp_path / "b.tif", smooth(9, 9, 3), metadata)).tag_v2
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        ('{"shape": [8, 10, 3]}', None),
+        ('{"who": "me", "shape": [8, 10, 3]}', '{"who": "me"}'),
+        ('<?xml version="1.0"?><OME xmlns="ome"><Pixels SizeX="10" SizeY="8"/></OME>', None),
+        ("A cat on a mat", "A cat on a mat"),
+        ('{"shape": [8', '{"shape": [8'),
+        ('{"title": "cat"}', '{"title": "cat"}'),
+    ],
+)
+def test_a_description_of_the_old_shape_is_not_kept(tmp_path: Path, said: str, kept: str | None) -> None:
+    Image.new("RGB", (10, 8)).save(tmp_path / "a.tif", tiffinfo={270: said})
+    metadata = read_picture(tmp_path / "a.tif").metadata
+    write(tmp_path / "b.tif", smooth(16, 20, 3), metadata.resized(20, 16))
+    with Image.open(tmp_path / "b.tif") as found:
+        assert found.tag_v2.get(270) == kept
+
+
+def test_tifffile_reads_what_came_from_it(tmp_path: Path) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    tifffile.imwrite(tmp_path / "a.tif", smooth(8, 10, 3), metadata={"who": "me"}, photometric="rgb")
+    write(tmp_path / "b.tif", smooth(16, 20, 3), read_picture(tmp_path / "a.tif").metadata.resized(20, 16))
+    with tifffile.TiffFile(tmp_path / "b.tif") as found:
+        assert found.pages[0].shape == (16, 20, 3)
+        assert json.loads(found.pages[0].description) == {"who": "me"}
+
+
+def test_jpeg_2000_keeps_16_bits(tmp_path: Path) -> None:
+    import cv2
+
+    pixels = smooth(60, 80, 3, np.uint16)
+    lossless = [cv2.IMWRITE_JPEG2000_COMPRESSION_X1000, 1000]
+    if not cv2.imwrite(str(tmp_path / "a.jp2"), pixels[..., ::-1], lossless):
+        pytest.skip("this OpenCV writes no JPEG 2000")
+    np.testing.assert_array_equal(read_picture(tmp_path / "a.jp2").pixels, pixels)
+    cv2.imwrite(str(tmp_path / "b.jp2"), pixels[..., 0], lossless)
+    np.testing.assert_array_equal(read_picture(tmp_path / "b.jp2").pixels, pixels[..., :1])
+
+
+def test_avif_is_turned_and_says_what_its_depth_lost(tmp_path: Path) -> None:
+    if not features.check("avif"):
+        pytest.skip("this Pillow reads no AVIF")
+    import cv2
+
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.fromarray(smooth(60, 80, 3)).save(tmp_path / "a.avif", exif=exif, quality=95)
+    found = read_picture(tmp_path / "a.avif")
+    assert (found.pixels.shape, found.note) == ((80, 60, 3), "")
+    assert np.abs(found.pixels.astype(int) - np.rot90(smooth(60, 80, 3), -1)).mean() < 4
+    options = [cv2.IMWRITE_AVIF_DEPTH, 10]
+    if not cv2.imwrite(str(tmp_path / "deep.avif"), np.full((60, 80, 3), 512, np.uint16), options):
+        pytest.skip("this OpenCV writes no AVIF")
+    deep = read_picture(tmp_path / "deep.avif")
+    assert deep.note == "its 10 bits became 8"
+    np.testing.assert_allclose(deep.pixels, 128, atol=2)
+
+
+@pytest.mark.parametrize("suffix", [".avif", ".jp2"])
+def test_cut_pictures_of_the_formats_only_read(tmp_path: Path, suffix: str) -> None:
+    if suffix == ".avif" and not features.check("avif"):
+        pytest.skip("this Pillow reads no AVIF")
+    Image.effect_noise((60, 80), 60).convert("RGB").save(tmp_path / f"a{suffix}")
+    data = (tmp_path / f"a{suffix}").read_bytes()
+    for length in (10, 100, 300, len(data) // 2):
+        (tmp_path / f"cut{suffix}").write_bytes(data[:length])
+        with pytest.raises(InputError, match=rf"cut\{suffix}: (is no picture|cannot be read)"):
+            read_picture(tmp_path / f"cut{suffix}")

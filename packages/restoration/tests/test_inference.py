@@ -177,7 +177,7 @@ def test_blending_two_checkpoints_mixes_their_weights(tmp_path) -> None:
 def test_what_restores_is_said(tmp_path) -> None:
     line = Restorer(tiny(tmp_path / "mine.safetensors", 0), device="cpu", tile=64).describe()
     assert line.startswith("mine: DRCT x2, 3 channels, window 4, 0.0")
-    assert line.endswith("M parameters; cpu, fp32, tiles of 64")
+    assert line.endswith("M parameters; cpu, fp32 (fp16 and bf16 possible), tiles of 64")
 
 
 @pytest.mark.parametrize(

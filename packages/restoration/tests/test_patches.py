@@ -139,6 +139,14 @@ def test_hidden_files_and_folders_named_like_pictures_are_passed_over(tmp_path):
     assert list_pictures(tmp_path) == [tmp_path / "a.png"]
 
 
+def test_formats_that_are_not_read_are_mentioned(tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    Image.new("RGB", (4, 4)).save(tmp_path / "b.jp2")
+    (tmp_path / "c.heic").write_bytes(b"heic")
+    with pytest.warns(UserWarning, match=r"1 picture is left out, as the format is not read \(1 HEIC\)"):
+        assert list_pictures(tmp_path) == [tmp_path / "a.png", tmp_path / "b.jp2"]
+
+
 def test_tensors_and_back():
     image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     assert np.array_equal(to_picture(to_tensor(image)), image)

@@ -75,9 +75,36 @@ def test_the_command_prints_conventions_and_writes_a_line_a_picture(pictures, tm
     line = next(line for line in result.output.splitlines() if line.startswith("PSNR-Y"))
     assert "x2, crop 3, pictures rounded to 8 bits, Y of BT.601 studio range, rounded, low resolution: bicubic, convention A" in line
     rows = list(csv.DictReader((tmp_path / "out" / "metrics.csv").open()))
-    assert len(rows) == 3 * 6 * 4
-    assert {row["method"] for row in rows} == {"bicubic", "lanczos", "toy"}
+    figures = ["psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb"]
+    baselines = [f"{method}_{figure}" for method in ("bicubic", "lanczos") for figure in figures]
+    assert list(rows[0]) == ["image", "width", "height", *figures, *baselines, "convention"]
+    assert [row["image"] for row in rows] == [f"picture_{number}" for number in range(6)]
+    assert [(row["width"], row["height"]) for row in rows] == [("40", "48"), ("48", "40")] * 3
     assert all("crop 3" in row["convention"] for row in rows)
+    means = json.loads((tmp_path / "out" / "metrics.json").read_text())["means"]
+    for method, prefix in (("toy", ""), ("bicubic", "bicubic_")):
+        column = [float(row[f"{prefix}psnr_y"]) for row in rows]
+        assert np.mean(column) == pytest.approx(means[method]["psnr_y"], abs=1e-9)
+    assert means["toy"]["psnr_y"] != means["bicubic"]["psnr_y"]
+
+
+def test_pictures_of_subfolders_keep_their_names_and_sizes_apart(tmp_path):
+    for name, size in (("a.png", (20, 14)), ("inner/a.png", (13, 12))):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.effect_noise(size, 50).save(tmp_path / name)
+    found = evaluate_methods(tmp_path, {"bicubic": resize_method("bicubic", 2)}, X2)
+    write_evaluation(found, tmp_path / "out")
+    rows = csv.DictReader((tmp_path / "out" / "metrics.csv").open())
+    assert [(row["image"], row["width"], row["height"]) for row in rows] == [("a", "20", "14"), ("inner/a", "12", "12")]
+
+
+def test_what_one_method_cannot_restore_is_in_no_mean(pictures):
+    def broken(low):
+        raise InputError("no")
+
+    found = evaluate_methods(pictures, {"bicubic": resize_method("bicubic", 2), "broken": broken}, X2)
+    assert [len(result.rows) for result in found.results.values()] == [0, 0]
+    assert len(found.failed) == 6
 
 
 def test_wrong_arguments_are_named(pictures, tmp_path):

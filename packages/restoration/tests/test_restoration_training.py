@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from PIL import Image
 
 from vsuite.core import create_model, load_weights, model_info, save_weights
 from vsuite.core.errors import InputError
@@ -123,14 +124,35 @@ def test_pictures_are_held_out_or_given(pictures):
     training, validation = split_pictures(settings_for(pictures))
     assert len(training) == 4
     assert not set(training) & set(validation)
+    assert [len(part) for part in split_pictures(settings_for(pictures, **{"validation.held_out": 0}))] == [6, 0]
     given = settings_for(pictures).model_copy(update={"validation_data": str(pictures)})
     assert [len(part) for part in split_pictures(given)] == [6, 6]
+
+
+@pytest.mark.parametrize(("count", "wanted", "held_out"), [(2, 5, 1), (4, 5, 1), (8, 5, 2), (9, 5, 3), (20, 5, 5), (40, 5, 5), (8, 1, 1)])
+def test_at_most_a_quarter_is_held_out(tmp_path, count, wanted, held_out):
+    for number in range(count):
+        Image.new("RGB", (16, 16)).save(tmp_path / f"{number}.png")
+    training, validation = split_pictures(settings_for(tmp_path, **{"validation.held_out": wanted}))
+    assert (len(training), len(validation)) == (count - held_out, held_out)
+    assert not set(training) & set(validation)
+
+
+def test_fewer_held_out_than_wanted_are_mentioned(pictures, tmp_path):
+    said = []
+    train(settings_for(pictures, **{"validation.held_out": 5, "training.steps": 1}), tmp_path / "run", device="cpu", say=said.append)
+    assert said == ["4 pictures to train on, 2 to validate on (a quarter, not 5); x2, bicubic"]
+
+
+def test_one_picture_is_too_few_to_validate(tmp_path):
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
+    with pytest.raises(InputError, match="one picture is too few to hold any out"):
+        split_pictures(settings_for(tmp_path))
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"validation.held_out": 6}, "6 pictures are too few to hold 6 out"),
         ({"patch": 32}, "too few for patches of 64"),
         ({"model": "resnet50"}, "does not restore pictures"),
         ({"loss.perceptual_weight": 1}, r"loss\.perceptual_weights"),

@@ -44,6 +44,15 @@ def test_predict_and_its_page(tmp_path: Path, weights: Path) -> None:
     assert (tmp_path / "page.html").read_text().count("data:image/png;base64,") == 2
 
 
+def test_a_long_list_of_results_says_how_many_more(tmp_path: Path, weights: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for number in range(23):
+        Image.new("RGB", (2, 2)).save(tmp_path / "in" / f"{number:02}.png")
+    lines = run("predict", tmp_path / "in", "--weights", weights, "--out", tmp_path / "out", "--device", "cpu").splitlines()
+    assert [line for line in lines if " -> " in line][-1].startswith(f"{tmp_path / 'in' / '19.png'} -> ")
+    assert lines[-2:] == ["and 3 more", "23 written"]
+
+
 def test_the_result_is_the_models(tmp_path: Path, weights: Path) -> None:
     pixels = np.random.default_rng(1).integers(0, 256, (8, 12, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
@@ -101,7 +110,10 @@ def test_demo(tmp_path: Path, monkeypatch) -> None:
     output = run("demo", "--out", tmp_path / "demo", "--scale", 2)
     assert "PSNR-Y" in output
     assert "lanczos" in output
-    assert (tmp_path / "demo" / "report.html").read_text().count("<figure>") == 2
+    page = (tmp_path / "demo" / "report.html").read_text()
+    assert page.count("<figure>") == 2
+    assert "<h1>24 x 24 pixels enlarged 2 times: bicubic and drct_lite_x2</h1>" in page
+    assert page.count('<span class="tag left">bicubic</span><span class="tag right">drct_lite_x2</span>') == 2
     assert sorted(path.name for path in (tmp_path / "demo" / "restored").iterdir()) == ["discs.png", "letters.png"]
 
 

@@ -31,26 +31,35 @@ class Summary:
 def find_files(inputs: Sequence[str | Path], inside: Callable[[Path], list[Path]], usable: Callable[[Path], bool], what: str) -> list[Path]:
     """What is meant by files, folders and patterns such as "clips/*.json", each once.
 
+    What does not exist stays in the list under the name it was given if there is anything else: reading it fails like a damaged
+    file, alone, and the rest of the batch goes on.
+
     Args:
         inside: what a folder means, in order: itself, or what lies in it.
         usable: which of what a pattern matches is meant.
         what: is looked for, as errors call it.
 
     Raises:
-        InputError: for what does not exist, and folders and patterns without any of it.
+        InputError: where nothing of what was given exists, and for folders without any of it.
     """
     found: list[Path] = []
+    missing: list[Path] = []
     for given in inputs:
         path = Path(given)
         if path.is_dir():
             meant = inside(path)
+            if not meant:
+                raise InputError(f"{path}: holds no {what}")
         elif path.exists():
             meant = [path]
         else:
             meant = [match for name in sorted(glob.glob(str(given), recursive=True)) if usable(match := Path(name))]
-        if not meant:
-            raise InputError(f"{path}: holds no {what}" if path.is_dir() else f"{given}: no such file or folder, and no file matches it")
+            if not meant:
+                missing.append(path)
+                meant = [path]
         found += meant
+    if missing and len(missing) == len(inputs):
+        raise InputError(f"{missing[0]}: no such file or folder, and no file matches it")
     return list(dict.fromkeys(found))
 
 

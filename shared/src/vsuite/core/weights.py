@@ -36,6 +36,7 @@ SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".npz")
 # `ema_state_dict` comes after `state_dict`: mmengine, which writes both, swaps them, so that the averages are in the latter.
 CONTAINERS = (
     "params_ema",
+    "params-ema",
     "state_dict_ema",
     "model_ema",
     "state_dict",
@@ -48,7 +49,7 @@ CONTAINERS = (
     "net",
     "module",
 )
-PREFIXES = ("module.", "_orig_mod.", "model.", "network.", "net.", "backbone.")
+PREFIXES = ("module.", "_orig_mod.", "model.", "network.", "net.", "netG.", "backbone.")
 
 
 @dataclass
@@ -113,7 +114,9 @@ def _read_tensors(source: Source) -> dict[str, Tensor]:
         content = _read_stream(source, label)
     for _ in range(3):  # containers nest; a damaged file may even contain itself
         if isinstance(content, Mapping):
-            content = next((content[key] for key in CONTAINERS if isinstance(content.get(key), Mapping) and content[key]), content)
+            content = next(
+                (content[key] for key in CONTAINERS if isinstance(content.get(key), Mapping) and content[key]), _only_value(content)
+            )
     if not isinstance(content, Mapping):
         raise InputError(f"{label}: holds a {type(content).__name__}, not a state dict")
     try:
@@ -123,6 +126,12 @@ def _read_tensors(source: Source) -> dict[str, Tensor]:
     if not state:
         raise InputError(f"{label}: holds no tensors")
     return state
+
+
+def _only_value(content: Mapping[Any, Any]) -> Any:
+    """What a dictionary holds under a single name that is not known, if that is a dictionary; else the dictionary itself."""
+    value = next(iter(content.values())) if len(content) == 1 else None
+    return value if isinstance(value, Mapping) and value else content
 
 
 def _unwrapped(state: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
@@ -165,7 +174,11 @@ def _read_stream(stream: BinaryIO, label: str) -> Any:
 def _unreadable(label: object, error: Exception) -> InputError:
     if isinstance(error, pickle.UnpicklingError):  # torch would advise to read the file unsafely
         return InputError(f"{label}: not plain weights: damaged, or with Python objects, which are never unpickled")
-    return InputError(f"{label}: cannot be read as weights: {_first_line(error)}")
+    said = _first_line(error).partition(". ")[0]  # torch goes on with advice
+    if isinstance(error, MemoryError) or "allocate memory" in said or "not enough memory" in said:
+        return InputError(f"{label}: does not fit into memory: {said}")
+    damaged = "" if isinstance(error, OSError) else ", the file is damaged, cut short or something else"
+    return InputError(f"{label}: cannot be read as weights{damaged}: {said}")
 
 
 def _first_line(error: Exception) -> str:
@@ -297,7 +310,7 @@ def _fill(
         if key not in state:
             left = layout is not None and any(fnmatch.fnmatch(key, pattern) for pattern in layout.fresh)
             (report.fresh if left else report.missing).append(key)
-    problems = report.problems()
+    problems = report.problems() or (layout.conflict(model, state) if layout and layout.conflict else "")
     if strict and problems:
         name = getattr(model, "built_from", {}).get("model", type(model).__name__)
         raise InputError(f"{label}: does not fit {name}: {problems}")

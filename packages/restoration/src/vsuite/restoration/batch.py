@@ -16,14 +16,14 @@ from vsuite.core.batch import complaint, find_files
 from vsuite.core.errors import InputError
 from vsuite.core.terminal import console
 from vsuite.restoration import video
-from vsuite.restoration.images import Metadata, Picture, is_animated, is_transparent_still, read_picture
+from vsuite.restoration.images import READ_ONLY, Metadata, Picture, is_animated, is_transparent_still, read_picture, warn_of_unread
 from vsuite.restoration.inference import FinalSize, Restorer
 from vsuite.restoration.tiling import Progress
 from vsuite.restoration.writers import SUFFIXES, WITH_16_BITS, WITH_ALPHA, check_format, write_picture
 
 ANIMATED_SUFFIXES = (".gif", ".webp", ".png")
 WRITTEN = (*SUFFIXES, ".gif", *video.SUFFIXES)
-KNOWN = (*WRITTEN, ".ppm", ".pgm")
+KNOWN = (*WRITTEN, *READ_ONLY)
 
 
 @dataclass(frozen=True)
@@ -86,45 +86,49 @@ def find_jobs(inputs: Sequence[str | Path], out: str | Path, outputs: Outputs) -
 
     Args:
         inputs: files, folders (with their sub-folders, which `out` will mirror), and patterns such as "scans/*.png". Results that are
-            there already, in an `out` inside such a folder, and hidden files are left out.
+            there already, in an `out` inside such a folder, and hidden files are left out, and with a warning pictures whose format is
+            not read.
         out: a folder; or for a single file, the result itself where the name ends like a picture or video. What is transparent and would
             go into a format that is not, becomes PNG.
         outputs: see `Outputs`.
 
     Raises:
-        InputError: for what does not exist, an empty folder, a folder of results that is a file, two inputs with one result, a result
-            that is an input, and results that exist where that is refused.
+        InputError: where nothing that was given exists, for an empty folder, and for a folder of results that is a file.
     """
     out = Path(out)
-    found = [pair for given in inputs for pair in _files(given, out)]
-    found = list({source.parent.resolve() / source.name: (source, relative) for source, relative in found}.values())
+    found = list({source.parent.resolve() / source.name: (source, relative) for source, relative in _files(inputs, out)}.values())
     if out.suffix.lower() in KNOWN and not out.is_dir():
         if len(found) > 1:
             raise InputError(f"{out}: is the name of one picture or video, but there are {len(found)} inputs; their results need a folder")
-        jobs = [_job(found[0][0], out)]
-    else:
-        for folder in (out, *out.parents):
-            if folder.exists() and not folder.is_dir():
-                raise InputError(f"{folder}: is a file; results need a folder")
-        jobs = [_job(source, out / relative.with_name(_result_name(source, outputs))) for source, relative in found]
-    _check_collisions(jobs, outputs)
-    return jobs
+        return [_job(found[0][0], out)]
+    for folder in (out, *out.parents):
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"{folder}: is a file; results need a folder")
+    return [_job(source, out / relative.with_name(_result_name(source, outputs))) for source, relative in found]
 
 
-def _files(given: str | Path, out: Path) -> list[tuple[Path, Path]]:
+def _files(inputs: Sequence[str | Path], out: Path) -> list[tuple[Path, Path]]:
     """Files with their path below the folder they were found in; none of those in `out`, where that lies deeper in this folder."""
-    folder = Path(given)
-    root, results = folder.resolve(), out.resolve()
+    results = out.resolve()
+    below: dict[Path, Path] = {}
 
-    def wanted(file: Path) -> bool:
-        relative = file.relative_to(folder)
-        hidden = any(part.startswith(".") for part in relative.parts)
-        result = root in results.parents and results in (root / relative).parents
-        return file.suffix.lower() in KNOWN and file.is_file() and not hidden and not result
+    def inside(folder: Path) -> list[Path]:
+        root = folder.resolve()
 
-    what = f"pictures or videos ({', '.join(KNOWN)})"
-    files = find_files([given], lambda _: sorted(filter(wanted, folder.rglob("*"))), Path.is_file, what)
-    return [(file, file.relative_to(folder) if folder.is_dir() else Path(file.name)) for file in files]
+        def wanted(file: Path) -> bool:
+            relative = file.relative_to(folder)
+            hidden = any(part.startswith(".") for part in relative.parts)
+            result = root in results.parents and results in (root / relative).parents
+            return file.is_file() and not hidden and not result
+
+        files = sorted(filter(wanted, folder.rglob("*")))
+        warn_of_unread(folder, files)
+        known = [file for file in files if file.suffix.lower() in KNOWN]
+        below.update({file: file.relative_to(folder) for file in known})
+        return known
+
+    files = find_files(inputs, inside, Path.is_file, f"pictures or videos ({', '.join(KNOWN)})")
+    return [(file, below.get(file, Path(file.name))) for file in files]
 
 
 def _job(source: Path, output: Path) -> Job:
@@ -146,20 +150,29 @@ def _result_name(source: Path, outputs: Outputs) -> str:
     return f"{source.stem}{outputs.suffix}{outputs.dotted or own}"
 
 
-def _check_collisions(jobs: Sequence[Job], outputs: Outputs) -> None:
-    taken: dict[str, Path] = {}
+def find_collisions(jobs: Sequence[Job], outputs: Outputs) -> dict[Path, str]:
+    """Source -> why its result must not be written: for two inputs with one result, for results that are inputs, folders, or there."""
     sources = {job.source.resolve() for job in jobs}
+    owners: dict[str, list[Path]] = {}
     for job in jobs:
-        key = str(job.output.resolve()).lower()  # some disks do not tell large letters from small ones
-        if key in taken:
-            raise InputError(f"{job.source} and {taken[key]} would both become {job.output}; restore them into folders of their own")
-        taken[key] = job.source
-        if job.output.resolve() in sources:
-            raise InputError(f"{job.output}: is an input; results need another name or folder")
-        if job.output.is_dir():
-            raise InputError(f"{job.output}: is a folder; a file of this name cannot be written")
-        if job.output.exists() and outputs.existing == "refuse":
-            raise InputError(f"{job.output}: exists; --skip-existing leaves it, --overwrite replaces it")
+        owners.setdefault(_key(job.output), []).append(job.source)
+    found = {}
+    for job in jobs:
+        others = [source for source in owners[_key(job.output)] if source != job.source]
+        if others:
+            found[job.source] = f"{job.source} and {others[0]} would both become {job.output}; restore them into folders of their own"
+        elif job.output.resolve() in sources:
+            found[job.source] = f"{job.output}: is an input; results need another name or folder"
+        elif job.output.is_dir():
+            found[job.source] = f"{job.output}: is a folder; a file of this name cannot be written"
+        elif job.output.exists() and outputs.existing == "refuse":
+            found[job.source] = f"{job.output}: exists; --skip-existing leaves it, --overwrite replaces it"
+    return found
+
+
+def _key(output: Path) -> str:
+    """Some disks do not tell large letters from small ones."""
+    return str(output.resolve()).lower()
 
 
 def restore_files(
@@ -169,24 +182,34 @@ def restore_files(
     *,
     size: FinalSize | None = None,
     outputs: Outputs | None = None,
+    part: tuple[int, int] = (1, 1),
     show: bool = True,
 ) -> Summary:
-    """Restores pictures, animations and videos; a file that cannot be restored is noted, and the others go on.
+    """Restores pictures, animations and videos; a file that cannot be restored or whose result collides is noted, and the others go on.
 
     Args:
         restorer: see `Restorer`.
         inputs, out: see `find_jobs`.
         size: of the results; None takes the model's scale.
         outputs: names and formats; None adds "_x4" (for a model of scale 4) and keeps formats.
+        part: (1, 3) takes the first of three parts of the files, so that three processes, one on each GPU, share a batch.
         show: a progress bar on standard error, and a line for each file that fails or changes its kind.
 
     Raises:
-        InputError: see `find_jobs`; before anything is written.
+        InputError: see `find_jobs`, and for a part that is none; before anything is written.
     """
+    number, parts = part
+    if not 1 <= number <= parts:
+        raise InputError(f"part {number} of {parts}: parts are counted from 1 on")
     outputs = outputs or Outputs(f"_x{restorer.scale}")
     jobs = find_jobs([inputs] if isinstance(inputs, str | Path) else inputs, out, outputs)
-    summary = Summary()
+    mine = {job.source for job in jobs[number - 1 :: parts]}
+    collisions = {source: message for source, message in find_collisions(jobs, outputs).items() if source in mine}
+    summary = Summary(failed=list(collisions.items()))
+    jobs = [job for job in jobs if job.source in mine and job.source not in collisions]
     with _display(len(jobs), show) as display:
+        for message in collisions.values():
+            display.say(message)
         for job in jobs:
             if job.output.exists() and outputs.existing == "skip":
                 summary.skipped.append(job)

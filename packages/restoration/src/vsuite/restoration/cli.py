@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,6 +12,8 @@ from vsuite.core.batch import check_failed, refuse_existing
 from vsuite.core.cli import options
 from vsuite.core.cli.app import new_app, run
 from vsuite.core.errors import InputError
+
+LISTED = 20  # results of a batch that are named
 
 app = new_app("vsuite-restoration", "Image super-resolution and restoration: from any picture to a better one.")
 
@@ -121,6 +124,9 @@ def predict(
     strip: Annotated[bool, typer.Option("--strip", help="Drop EXIF, XMP and colour profile.")] = False,
     skip_existing: Annotated[bool, typer.Option("--skip-existing", help="Leave results that are there, and do the others.")] = False,
     overwrite: options.Overwrite = False,
+    part: Annotated[
+        str, typer.Option("--part", metavar="N/M", help="The share of the files to do: 1/2 on one GPU, 2/2 on another, at the same time.")
+    ] = "1/1",
     device: options.Device = "auto",
     precision: Annotated[
         Literal["auto", "fp32", "fp16", "bf16"], typer.Option("--precision", help="auto is fp16 on a GPU, fp32 on a CPU.")
@@ -141,6 +147,8 @@ def predict(
         raise InputError("give either --skip-existing or --overwrite")
     if compare is not None and compare.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"--compare {compare}: the page's name must end in .html")
+    if not (numbers := re.fullmatch(r"(\d+)/(\d+)", part)):
+        raise InputError(f"--part {part}: is not like 1/2, the first of two parts")
     size = FinalSize(outscale, width, height, resample)
     if weights is None and scale is None and outscale is not None and outscale <= 2:
         scale = 2
@@ -159,9 +167,12 @@ def predict(
     typer.echo(restorer.describe(), err=True)
     named = suffix if suffix is not None else f"_x{outscale or restorer.scale:g}" if width is None and height is None else "_resized"
     existing: Literal["refuse", "skip", "overwrite"] = "skip" if skip_existing else "overwrite" if overwrite else "refuse"
-    done = restore_files(restorer, inputs, out, size=size, outputs=Outputs(named, ext, strip, quality, existing))
-    for job in done.written[:20]:
+    outputs = Outputs(named, ext, strip, quality, existing)
+    done = restore_files(restorer, inputs, out, size=size, outputs=outputs, part=(int(numbers[1]), int(numbers[2])))
+    for job in done.written[:LISTED]:
         typer.echo(f"{job.source} -> {job.output}")
+    if len(done.written) > LISTED:
+        typer.echo(f"and {len(done.written) - LISTED} more")
     skipped = f", {len(done.skipped)} were there" if done.skipped else ""
     if len(done.written) != 1 or skipped:
         typer.echo(f"{len(done.written)} written{skipped}")

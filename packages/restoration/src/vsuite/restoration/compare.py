@@ -26,12 +26,14 @@ class Pair:
         title: above it.
         before, after: (H, W, C), uint8; before is shown in the size of after.
         note: below it, such as scores.
+        labels: what before and after are called on the picture.
     """
 
     title: str
     before: Pixels
     after: Pixels
     note: str = ""
+    labels: tuple[str, str] = ("before", "after")
 
 
 def pair_of_files(before: str | Path, after: str | Path) -> Pair:
@@ -74,6 +76,8 @@ def _slider(pair: Pair) -> str:
         shown=max(width, SHORTEST_WIDTH),
         before=_data(pair.before),
         after=_data(pair.after),
+        left=html.escape(pair.labels[0]),
+        right=html.escape(pair.labels[1]),
     )
 
 
@@ -93,8 +97,8 @@ SLIDER = """<figure>
 <figcaption>{title}</figcaption>
 <div class="pair" style="aspect-ratio: {width} / {height}; width: min(100%, {shown}px)">
 <img class="before" alt="before" src="{before}"><img class="after" alt="after" src="{after}">
-<div class="line"></div><span class="tag left">before</span><span class="tag right">after</span>
-<input type="range" min="0" max="100" value="50" step="0.1" aria-label="how much of the picture shows before">
+<div class="line"></div><span class="tag left">{left}</span><span class="tag right">{right}</span>
+<input type="range" min="0" max="100" value="50" step="0.1" aria-label="how much of the picture shows {left}">
 </div>
 <p class="note">{note}</p>
 </figure>"""
@@ -120,7 +124,7 @@ figure {{ margin: 2rem 0; }} figcaption {{ font-weight: 600; margin-bottom: .4re
 <body>
 <h1>{title}</h1>
 {table}
-<label><input type="checkbox" id="pixels"> show the pixels of before as squares</label>
+<label><input type="checkbox" id="pixels"> show the pixels on the left as squares</label>
 {sliders}
 <script>
 for (const pair of document.querySelectorAll(".pair")) {{

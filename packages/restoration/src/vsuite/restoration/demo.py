@@ -68,9 +68,10 @@ def run_demo(out: str | Path, *, scale: int = 4, overwrite: bool = False, say: C
     for path, restored in zip(list_pictures(out / "pictures"), results, strict=True):
         low = read_rgb(out / "low" / path.name)
         _write(out / "restored" / path.name, restored)
-        pairs.append(Pair(path.stem, imresize(low, scale), restored, _note(found, path.stem, restorer.name)))
+        pairs.append(Pair(path.stem, imresize(low, scale), restored, _note(found, path.stem, restorer.name), ("bicubic", restorer.name)))
     write_evaluation(found, out)
-    write_page(out / REPORT, pairs, f"Bicubic, and {restorer.name}, from {SIDE // scale} x {SIDE // scale} pixels", _table(found))
+    small = SIDE // scale
+    write_page(out / REPORT, pairs, f"{small} x {small} pixels enlarged {scale} times: bicubic and {restorer.name}", _table(found))
     print_evaluation(found)
     say(f"{time.monotonic() - began:.0f} s; pictures and tables: {out / REPORT}")
     return found

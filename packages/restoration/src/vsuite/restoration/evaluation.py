@@ -58,12 +58,14 @@ class Evaluation:
     """What an evaluation found.
 
     Attributes:
-        results: by method, "restored" for a folder of pictures.
+        results: by method, "restored" for a folder of pictures; the last is what was to be evaluated, others are baselines.
+        sizes: height and width of each reference, cropped to a multiple of the scale, by the index of its row.
         failed: a line about each picture that could not be compared.
     """
 
     conventions: Conventions
     results: Mapping[str, EvaluationResult]
+    sizes: Mapping[int, tuple[int, int]]
     failed: list[str] = field(default_factory=list)
 
 
@@ -77,19 +79,20 @@ def evaluate_folder(restored: str | Path, reference: str | Path, conventions: Co
     """
     references = list_pictures(reference)
     partners = _match(list_pictures(restored), references)
-    evaluator, failed = Evaluator([_metric(conventions)]), []
+    evaluator, sizes, failed = Evaluator([_metric(conventions)]), {}, []
     for index, path in enumerate(references):
         try:
             if path not in partners:
                 raise InputError(f"{path}: no restored picture of this name in {restored}")
-            found = read_rgb(partners[path])
+            found, high = read_rgb(partners[path]), crop_to_multiple(read_rgb(path), conventions.scale)
+            sizes[index] = high.shape[:2]
             try:
-                evaluator.update(index, path.stem, prediction=found, reference=crop_to_multiple(read_rgb(path), conventions.scale))
+                evaluator.update(index, path.stem, prediction=found, reference=high)
             except InputError as error:
                 raise InputError(f"{partners[path]}: {error}") from error
         except InputError as error:
             failed.append(str(error))
-    return Evaluation(conventions, {"restored": evaluator.compute()}, failed)
+    return Evaluation(conventions, {"restored": evaluator.compute()}, sizes, failed)
 
 
 def _match(restored: list[Path], references: list[Path]) -> dict[Path, Path]:
@@ -133,19 +136,26 @@ def evaluate_methods(
     conventions = Conventions(conventions.scale, conventions.crop, conventions.channels, conventions.round_y, made)
     references = list_pictures(reference)
     stored = {} if low is None else _match(list_pictures(low), references)
-    evaluators, failed = {name: Evaluator([_metric(conventions)]) for name in methods}, []
+    evaluators, sizes, failed = {name: Evaluator([_metric(conventions)]) for name in methods}, {}, []
     for index, path in enumerate(references):
         progress(path.name)
         try:
             high = crop_to_multiple(read_rgb(path), conventions.scale)
+            sizes[index] = high.shape[:2]
             if low is not None and path not in stored:
                 raise InputError(f"{path}: no picture of this name in {low}")
             small = imresize(high, 1 / conventions.scale, convention=resize) if low is None else read_rgb(stored[path])
-            for name, method in methods.items():
-                evaluators[name].update(index, path.stem, prediction=method(small), reference=high)
+            restored = {name: method(small) for name, method in methods.items()}
+            for name, picture in restored.items():
+                evaluators[name].update(index, _name(path, Path(reference)), prediction=picture, reference=high)
         except InputError as error:
             failed.append(complaint(error, path))
-    return Evaluation(conventions, {name: evaluator.compute() for name, evaluator in evaluators.items()}, failed)
+    return Evaluation(conventions, {name: evaluator.compute() for name, evaluator in evaluators.items()}, sizes, failed)
+
+
+def _name(picture: Path, folder: Path) -> str:
+    """Its path in the folder, without the suffix."""
+    return picture.relative_to(folder).with_suffix("").as_posix() if folder.is_dir() else picture.stem
 
 
 def resize_method(kernel: Literal["bicubic", "lanczos"], scale: int) -> Method:
@@ -183,14 +193,21 @@ def print_evaluation(evaluation: Evaluation) -> None:
 
 
 def write_evaluation(evaluation: Evaluation, folder: str | Path) -> None:
-    """Writes `metrics.csv`, a line a method, picture and figure with its convention, and `metrics.json`, the means."""
-    rows = [["method", "picture", "figure", "value", "convention"]]
-    for method, result in evaluation.results.items():
-        for row in result.rows:
-            for column, value in row.values.items():
-                shown = "" if math.isnan(value) else repr(value)
-                rows.append([method, row.name, column, shown, evaluation.conventions.describe(column)])
-    write_csv(Path(folder) / "metrics.csv", rows)
+    """Writes `metrics.csv`, a line a picture and a column a figure, and `metrics.json`, the means and the conventions of each.
+
+    The figures of what was to be evaluated come first; those of baselines carry the method's name: "bicubic_psnr_y".
+    """
+    *baselines, evaluated = evaluation.results
+    columns = [(evaluated, column, column) for column in _columns(evaluation)]
+    columns += [(method, column, f"{method}_{column}") for method in baselines for column in _columns(evaluation)]
+    values = {(method, row.index): row.values for method, result in evaluation.results.items() for row in result.rows}
+    convention = evaluation.conventions.describe(columns[0][1])  # of Y, where that is measured: it says what those of RGB say, and more
+    lines: list[list[Any]] = [["image", "width", "height", *(title for _, _, title in columns), "convention"]]
+    for row in evaluation.results[evaluated].rows:
+        height, width = evaluation.sizes[row.index]
+        figures = [values[method, row.index][column] for method, column, _ in columns]
+        lines.append([row.name, width, height, *("" if math.isnan(figure) else repr(figure) for figure in figures), convention])
+    write_csv(Path(folder) / "metrics.csv", lines)
     content: dict[str, Any] = {
         "conventions": {column: evaluation.conventions.describe(column) for column in _columns(evaluation)},
         "pictures": {method: len(result.rows) for method, result in evaluation.results.items()},

@@ -6,7 +6,8 @@ import contextlib
 import io
 import re
 import warnings
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,10 @@ if TYPE_CHECKING:
 Pixels = npt.NDArray[Any]
 """(H, W, C), uint8 or uint16; C is 1 (grey), 2 (grey and alpha), 3 (RGB) or 4 (RGB and alpha)."""
 
-FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF", "JPEG2000")
+READ_ONLY = (".avif", ".jp2", ".j2k", ".ppm", ".pgm")  # suffixes of formats that are not written
+_RAW = (".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2")  # several of them would pass for a TIFF of their preview
+UNREAD = (".heic", ".heif", ".jxl", *_RAW, ".exr", ".hdr", ".psd", ".tga")
 MOST_PIXELS = 1 << 30  # more is refused: a few bytes of damage can claim any size
 _XMP_SIDES = ((rb"(?:exif:PixelXDimension|tiff:ImageWidth)", "width"), (rb"(?:exif:PixelYDimension|tiff:ImageLength)", "height"))
 
@@ -99,13 +103,16 @@ def open_image(path: str | Path) -> Iterator[Image]:
     path, limit = Path(path), Image.MAX_IMAGE_PIXELS
     if path.is_dir():
         raise InputError(f"{path}: is a folder; a picture is expected")
+    if path.suffix.lower() in UNREAD and path.exists():
+        raise InputError(f"{path}: {path.suffix[1:].upper()} is not read; convert it to PNG, JPEG or TIFF first")
     try:
         if path.stat().st_size == 0:
             raise InputError(f"{path}: is empty (0 bytes)")
         Image.MAX_IMAGE_PIXELS = None  # ours is larger: pictures to enlarge may be scans
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path, formats=FORMATS) as image:
+            Image.init()
+            with Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN]) as image:  # older Pillows lack AVIF
                 width, height = image.size
                 if min(image.size) < 1:
                     raise InputError(f"{path}: has no pixels ({width} x {height})")
@@ -117,7 +124,7 @@ def open_image(path: str | Path) -> Iterator[Image]:
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
     except UnidentifiedImageError as error:
-        raise InputError(f"{path}: is no picture, or damaged; known are PNG, JPEG, WebP, TIFF, BMP and GIF") from error
+        raise InputError(f"{path}: is no picture, or damaged; known are PNG, JPEG, WebP, TIFF, BMP, GIF, AVIF and JPEG 2000") from error
     except MemoryError as error:
         raise InputError(f"{path}: does not fit into memory") from error
     except (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, TypeError, Image.DecompressionBombError) as error:
@@ -125,6 +132,17 @@ def open_image(path: str | Path) -> Iterator[Image]:
         raise InputError(f"{path}: cannot be read as a picture: {what}") from error
     finally:
         Image.MAX_IMAGE_PIXELS = limit
+
+
+def warn_of_unread(folder: Path, files: Iterable[Path]) -> None:
+    """Warns in one line of those files of a folder that are pictures of formats that are not read, which are otherwise passed over."""
+    found = Counter(file.suffix.lower() for file in files if file.suffix.lower() in UNREAD)
+    if not found:
+        return
+    kinds = ", ".join(f"{count} {suffix[1:].upper()}" for suffix, count in sorted(found.items()))
+    what = "1 picture is" if found.total() == 1 else f"{found.total()} pictures are"
+    line = f"{folder}: {what} left out, as the format is not read ({kinds}); convert to PNG, JPEG or TIFF first"
+    warnings.warn(line, stacklevel=2)
 
 
 def is_animated(path: str | Path) -> bool:
@@ -181,11 +199,12 @@ def _pixels(path: Path, image: Image, metadata: Metadata) -> tuple[Pixels, Metad
     """Pixels as they lie in the file, what is kept beside them, and what is not."""
     if image.mode.startswith("I;16"):
         return np.asarray(image).astype(np.uint16)[..., None], metadata, ""
-    if _depth(path, image) == 16:
+    depth = _depth(path, image)
+    if depth == 16:
         return _read_deep(path, image), metadata, ""
     if image.mode in ("I", "F"):
         raise InputError(f"{path}: has {'32-bit' if image.mode == 'I' else 'floating-point'} pixels; 8 and 16 bit are read")
-    note = ""
+    note = f"its {depth} bits became 8" if depth > 8 else ""
     if image.mode in ("CMYK", "LAB", "HSV", "YCbCr"):
         image, note = _to_rgb(image, metadata.icc)
         metadata = replace(metadata, icc=b"")
@@ -215,7 +234,19 @@ def _depth(path: Path, image: Image) -> int:
         return _png_kind(path)[0]
     if image.format == "TIFF":
         return max(image.tag_v2.get(258, (8,)))  # type: ignore[attr-defined]
+    if image.format == "JPEG2000":
+        head = _head(path)
+        return 1 + (head[head.index(b"\xff\x4f\xff\x51") + 42] & 0x7F)
+    if image.format == "AVIF":
+        head = _head(path)
+        flags = head[head.index(b"av1C") + 6]
+        return 8 if not flags & 0x40 else 12 if flags & 0x20 else 10
     return 8
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(1 << 20)  # a colour profile may stand first
 
 
 def _png_kind(path: Path) -> tuple[int, int]:

@@ -124,7 +124,8 @@ class Restorer:
         window = f", window {self.multiple}" if self.multiple > 1 else ""
         channels = f"{self.channels} channel{'s' * (self.channels > 1)}"
         model = f"{self.name}: {type(self.model).__name__} x{self.scale}, {channels}{window}, {self.parameters / 1e6:.2f} M parameters"
-        return f"{model}; {self.device}, {self.precision}, tiles of {self.tiling.tile}{', ensemble of 8' * self.ensemble}"
+        precision = f"{self.precision} ({' and '.join(name for name in DTYPES if name != self.precision)} possible)"
+        return f"{model}; {self.device}, {precision}, tiles of {self.tiling.tile}{', ensemble of 8' * self.ensemble}"
 
     def restore(self, pixels: Pixels, size: FinalSize | None = None, *, progress: Progress = lambda done, total: None) -> Pixels:
         """A restored picture.

@@ -57,7 +57,8 @@ class ValidationSettings(BaseModel):
     """How pictures are validated on.
 
     Attributes:
-        held_out: how many of the training pictures validate where no folder of others is given, spread evenly over the list.
+        held_out: how many of the training pictures validate where no folder of others is given, spread evenly over the list; never
+            more than a quarter of them, rounded up.
         pictures: how many before/after pictures to draw.
     """
 

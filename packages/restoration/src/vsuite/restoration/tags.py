@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +14,7 @@ Tags = dict[int, Any]
 """Tag -> `Entry`, or for the pointers to EXIF, GPS and interoperability the tags there."""
 
 POINTERS = (34665, 34853, 40965)
-ORIENTATION, WIDTH, HEIGHT, EXIF, PIXEL_WIDTH, PIXEL_HEIGHT = 274, 256, 257, 34665, 40962, 40963
+ORIENTATION, WIDTH, HEIGHT, EXIF, PIXEL_WIDTH, PIXEL_HEIGHT, DESCRIPTION = 274, 256, 257, 34665, 40962, 40963, 270
 STRUCTURE = frozenset(
     [
         *(254, 255, *range(256, 260), 262, 263, 266, 273, *range(277, 285), 292, 293, 296, 297, 301, 317, 318, 319, *range(320, 326)),
@@ -86,7 +87,7 @@ def orientation_of(tags: Tags) -> int:
 
 def resized(tags: Tags, width: int, height: int) -> Tags:
     """The tags of a picture that lies upright and has these sides; sides are noted only where they were."""
-    changed = dict(tags)
+    changed = _without_shape(tags)
     if ORIENTATION in changed:
         changed[ORIENTATION] = short(1)
     for tag, side in ((WIDTH, width), (HEIGHT, height)):
@@ -99,6 +100,26 @@ def resized(tags: Tags, width: int, height: int) -> Tags:
                 inner[tag] = long(side)
         changed[EXIF] = inner
     return changed
+
+
+def _without_shape(tags: Tags) -> Tags:
+    """Without the shape of an array in the description, as microscopes' programs (OME) and tifffile (JSON) leave it there."""
+    entry = tags.get(DESCRIPTION)
+    text = entry[2].rstrip(b"\0").decode("utf-8", "replace").strip() if entry else ""
+    rest = {tag: value for tag, value in tags.items() if tag != DESCRIPTION}
+    if text.startswith("<") and "<OME" in text:
+        return rest
+    try:
+        said = json.loads(text) if text.startswith("{") else {}
+    except (ValueError, RecursionError):
+        said = {}
+    if not isinstance(said, dict) or "shape" not in said:
+        return dict(tags)
+    kept = {key: value for key, value in said.items() if key != "shape"}
+    if not kept:
+        return rest
+    value = json.dumps(kept).encode() + b"\0"
+    return rest | {DESCRIPTION: (2, len(value), value)}
 
 
 def short(*values: int) -> Entry:

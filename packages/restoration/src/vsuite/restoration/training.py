@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -183,13 +184,13 @@ def train(
 
 
 def split_pictures(settings: RunSettings) -> tuple[list[Path], list[Path]]:
-    """Files to train on, and files to validate on."""
+    """Files to train on, and files to validate on: others, or as many as are to be held out, but at most a quarter (rounded up)."""
     pictures = list_pictures(settings.data)
     if settings.validation_data is not None:
         return pictures, list_pictures(settings.validation_data)
-    count = settings.validation.held_out
-    if count >= len(pictures):
-        raise InputError(f"{len(pictures)} pictures are too few to hold {count} out: name others (validation_data), or hold out fewer")
+    if settings.validation.held_out and len(pictures) == 1:
+        raise InputError("one picture is too few to hold any out: name others (validation_data), or set validation.held_out=0")
+    count = min(settings.validation.held_out, math.ceil(len(pictures) / 4))
     held_out = {len(pictures) * number // count for number in range(count)}
     return [path for i, path in enumerate(pictures) if i not in held_out], [pictures[i] for i in sorted(held_out)]
 
@@ -200,4 +201,6 @@ def _prepare(settings: RunSettings, store: PictureStore, validation: Sequence[Pa
     if settings.loss.perceptual_weight:
         load_vgg19(settings.loss.perceptual_weights)
     store.prepare()
-    say(f"{len(store)} pictures to train on, {len(validation)} to validate on; x{store.scale}, {settings.degradation}")
+    fewer = settings.validation_data is None and len(validation) < settings.validation.held_out
+    why = f" (a quarter, not {settings.validation.held_out})" if fewer else ""
+    say(f"{len(store)} pictures to train on, {len(validation)} to validate on{why}; x{store.scale}, {settings.degradation}")

@@ -129,12 +129,12 @@ def find_images(inputs: Sequence[str | Path]) -> list[Sample]:
     """The images in files, folders (with their subfolders), patterns such as "photos/*.jpg" and `.npz` arrays, without labels.
 
     Raises:
-        InputError: for what does not exist, and folders and patterns without images.
+        InputError: see `find_files`.
     """
     samples: list[Sample] = []
-    for given in inputs:
-        for file in find_files([given], _images_in, Path.is_file, f"images ({', '.join(SUFFIXES)})"):
-            samples += _of_arrays(file) if file.suffix.lower() == ".npz" else [Sample(str(file), file, ())]
+    for file in find_files(inputs, _images_in, Path.is_file, f"images ({', '.join(SUFFIXES)})"):
+        arrays = file.suffix.lower() == ".npz" and file.exists()
+        samples += _of_arrays(file) if arrays else [Sample(str(file), file, ())]
     return samples
 
 

@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from vsuite.core.errors import InputError
-from vsuite.restoration.images import read_picture
+from vsuite.restoration import writers
+from vsuite.restoration.images import READ_ONLY, read_picture, warn_of_unread
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+SUFFIXES = (*writers.SUFFIXES, *READ_ONLY)
 
 Picture = npt.NDArray[np.uint8]
 """(H, W, 3), RGB."""
@@ -19,6 +20,8 @@ Picture = npt.NDArray[np.uint8]
 
 def list_pictures(sources: str | Path | Sequence[str | Path]) -> list[Path]:
     """The pictures in folders (and their subfolders), sorted by path in each; a file stands for itself.
+
+    A line warns of pictures whose format is not read.
 
     Raises:
         InputError: for a path that does not exist, and a folder without pictures.
@@ -28,16 +31,18 @@ def list_pictures(sources: str | Path | Sequence[str | Path]) -> list[Path]:
         path = Path(source)
         if not path.exists():
             raise InputError(f"{path}: no such folder of pictures")
-        inside = [path] if path.is_file() else sorted(file for file in path.rglob("*") if _is_picture(file))
+        inside = [path] if path.is_file() else _pictures_in(path)
         if not inside:
             raise InputError(f"{path}: holds no pictures ({', '.join(SUFFIXES)})")
         found += inside
     return found
 
 
-def _is_picture(file: Path) -> bool:
-    """By its name; hidden files are what other programs leave behind."""
-    return file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and file.is_file()
+def _pictures_in(folder: Path) -> list[Path]:
+    """By their names; hidden files are what other programs leave behind."""
+    files = sorted(file for file in folder.rglob("*") if not file.name.startswith(".") and file.is_file())
+    warn_of_unread(folder, files)
+    return [file for file in files if file.suffix.lower() in SUFFIXES]
 
 
 def read_rgb(path: str | Path) -> Picture:
