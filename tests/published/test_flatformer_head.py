@@ -44,7 +44,7 @@ def test_targets(load_case: Loader) -> None:
     case = load_case("flatformer/targets")
     inputs = case.tensors()
     width, height, _ = case.meta["config"]["train_cfg"]["grid_size"]
-    found = head_of(case.meta["config"]).targets((height, width), [inputs["gt_boxes"]], [inputs["gt_labels"]])
+    (found,) = head_of(case.meta["config"]).targets((height, width), [inputs["gt_boxes"]], [inputs["gt_labels"]])
     rows = len(inputs["gt_boxes"]) + 2
     case.check(
         {

@@ -57,9 +57,13 @@ def truth() -> tuple[Tensor, Tensor]:
     velocity=st.booleans(),
     iou=st.booleans(),
     candidates=st.sampled_from([1, 7, 10_000]),
+    tasks=st.sampled_from([(), (1, 2), (1, 1, 1)]),
+    coding=st.sampled_from(["mmdet3d_0", "mmdet3d_1"]),
 )
-def test_predict_equals_decode_of_forward(seed: int, size: tuple[int, int], batch: int, velocity: bool, iou: bool, candidates: int) -> None:
-    head = shuffled(small_head(with_velocity=velocity, with_iou=iou), seed)
+def test_predict_equals_decode_of_forward(
+    seed: int, size: tuple[int, int], batch: int, velocity: bool, iou: bool, candidates: int, tasks: tuple[int, ...], coding: Any
+) -> None:
+    head = shuffled(small_head(with_velocity=velocity, with_iou=iou, tasks=tasks, box_coding=coding), seed)
     x = torch.randn(batch, 6, *size)
     chosen = dataclasses.replace(EVERYTHING, max_candidates=candidates)
     with torch.no_grad():
@@ -69,10 +73,11 @@ def test_predict_equals_decode_of_forward(seed: int, size: tuple[int, int], batc
         torch.testing.assert_close(fast.scores, slow.scores, atol=1e-6, rtol=1e-5)
         torch.testing.assert_close(fast.boxes, slow.boxes, atol=1e-4, rtol=1e-4)
         if not iou:
-            assert len(fast) == min(candidates, 3 * size[0] * size[1])
+            assert len(fast) == sum(min(candidates, classes * size[0] * size[1]) for classes in head.tasks)
 
 
 def test_predict_and_decode_agree_with_suppression() -> None:
+    torch.manual_seed(0)
     head = shuffled(small_head(), 3)
     head.branches["iou"][1].bias.data.fill_(0.9)  # else its clamp leaves no score above the threshold
     x = torch.randn(2, 6, 20, 20)
@@ -90,7 +95,7 @@ def test_targets_decode_to_the_boxes() -> None:
     """Maps that say exactly what the targets say give back the objects, in our convention."""
     boxes, labels = truth()
     head = small_head()
-    targets = head.targets((20, 20), [to_mmdet(boxes)], [labels])
+    (targets,) = head.targets((20, 20), [to_mmdet(boxes)], [labels])
     maps = maps_of(targets.boxes[0, :3], targets.cells[0, :3])
     maps["heatmap"] = (targets.heatmap * 20) - 10
     maps["iou"] = torch.ones(1, 1, 20, 20)
@@ -124,7 +129,7 @@ def test_target_of_the_iou_branch(height: Any) -> None:
     boxes, labels = truth()
     head = small_head(iou_height=height)
     theirs = to_mmdet(boxes)
-    targets = head.targets((20, 20), [theirs], [labels])
+    (targets,) = head.targets((20, 20), [theirs], [labels])
     predicted = targets.boxes[0, :3].clone()
     predicted[:, 2] += 0.2
     predicted[:, 5] += 0.5  # 1.6 times as high
@@ -200,4 +205,6 @@ def test_bad_arguments() -> None:
         small_head().targets((20, 20), [to_mmdet(boxes)], [labels[:2]])
     with pytest.raises(InputError, match="iou_height"):
         small_head(iou_height="top")
+    with pytest.raises(InputError, match="box_coding"):
+        small_head(box_coding="mmdet3d_2")
     assert from_mmdet(to_mmdet(boxes)).shape == (3, 9)

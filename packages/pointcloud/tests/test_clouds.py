@@ -292,7 +292,9 @@ def test_sweeps_are_in_metres(tmp_path: Path) -> None:
     cloud = cloud_of()
     check_sweep(cloud)
     cloud.points *= 1000
-    with pytest.raises(InputError, match=r"if these are millimetres, read_cloud\(..., scale=0.001\)"):
+    with pytest.raises(
+        InputError, match=r"if these are millimetres, --scale 0.001 makes them metres \(in Python: read_cloud\(..., scale=0.001\)\)"
+    ):
         check_sweep(cloud)
 
 

@@ -196,7 +196,7 @@ def test_inspect_and_view(capsys, detector: Path, streets: Path, tmp_path: Path)
     )
     assert (tmp_path / "picture.png").stat().st_size > 5000
     for arguments, message in (
-        (["--save", tmp_path / "page.pdf"], "must end in .html or .png"),
+        (["--save", tmp_path / "page.pdf"], "must end in .html or .htm or .png"),
         (["--labels", streets / "labels" / "000002.txt", "--save", tmp_path / "x.html"], "and none of 000001"),
         (["--colour", "intensty", "--save", tmp_path / "x.html"], "intensity"),
     ):
@@ -224,6 +224,7 @@ def test_wrong_weights_and_tasks(capsys, detector: Path, classifier: Path, stree
         (["evaluate", "--data", streets, "--weights", classifier], "are not the model's, ellipsoid"),
         (["evaluate", "--data", shapes, "--weights", detector], "not a known detection data set"),
         (["evaluate", "--data", streets, "--weights", detector, "--metrics", "coco"], "unknown metric 'coco'"),
+        (["evaluate", "--data", streets, "--weights", detector, "--remove-close", "900"], "all of its points are nearer than 900 m"),
         (["train", "--data", streets, "--recipe", "flatformer_street"], "flatformer_streets"),
         (["train", "--data", streets, "--model", "pointnet2"], "is a model for shape classification"),
         (["train", "--data", tmp_path / "none"], "no such folder"),

@@ -6,6 +6,7 @@ import json
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vsuite.core.errors import InputError
-from vsuite.pointcloud.viewer import ClassColours, LazyScenes, Scene, bird_eye, colour_choices, render, save_picture
+from vsuite.pointcloud.viewer import ClassColours, LazyScenes, Scene, bird_eye, colour_choices, render, save_page, save_picture
 from vsuite.pointcloud.viewer.colours import BACKGROUNDS, COLOUR_MAP, ERRORS, NOTHING, colour_range, point_colours
 from vsuite.pointcloud.viewer.geometry import box_lines, first_camera, thinning_order
 from vsuite.pointcloud.viewer.picking import box_facts, pick_box, pick_point, point_facts
+from vsuite.pointcloud.viewer.picture import bar_length, from_above
 
 CAR = np.array([[10.0, 2.0, 0.0, 4.0, 2.0, 1.5, 0.5]], np.float32)
 
@@ -157,6 +159,20 @@ def test_from_above_ahead_is_up_and_left_is_left() -> None:
     assert columns.max() < 80
 
 
+def test_a_legend_and_a_scale_bar_from_above() -> None:
+    far = np.array([[8.0, -6.0, 0, 1, 1, 1, 0], [8.0, -8.0, 0, 1, 1, 1, 0], [6.0, -6.0, 0, 1, 1, 1, 0]], np.float32)
+    options: dict[str, Any] = {"extent": (-10, -10, 10, 10), "size": (400, 400), "scores": np.array([0.9, 0.8, 0.1]), "threshold": 0.2}
+    image = bird_eye(np.zeros((0, 3)), found=far, found_labels=["Car", "Pedestrian", "Cyclist"], **options)
+    classes = ClassColours()
+    corner = image[:60, :40]  # the boxes lie on the right
+    for name, pixels in (("Car", 12 * 12), ("Pedestrian", 12 * 12), ("Cyclist", 0)):
+        assert (corner == classes[name]).all(-1).sum() == pixels
+    # 376 pixels are 20 m: a quarter of the width is 5.3 m, so the bar has 5, that is 94 pixels.
+    line = np.flatnonzero((image[400 - 12 - 1] == 255).all(-1))
+    assert (line.min(), line.max()) == (400 - 12 - 94, 400 - 12)
+    assert [bar_length(from_above((0, 0), (side, side), (400, 400)), 400) for side in (4, 90, 200)] == [1, 20, 50]
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 3), st.booleans(), st.floats(0, 1), st.sampled_from(["orbit", "top"]))
 def test_clouds_of_no_and_few_points_can_be_looked_at(count: int, boxes: bool, threshold: float, view: str) -> None:
@@ -176,6 +192,10 @@ def test_a_saved_picture_is_the_rendered_one(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="did you mean 'height'"):
         save_picture(street(), tmp_path / "huge.png", colour="heigth")
     assert not (tmp_path / "huge.png").exists()
+    with pytest.raises(InputError, match=r"street\.jpg: its name must end in \.png"):
+        save_picture(street(), tmp_path / "street.jpg")
+    with pytest.raises(InputError, match=r"street\.txt: its name must end in \.html or \.htm"):
+        save_page([street()], tmp_path / "street.txt")
 
 
 def test_picking_gives_the_nearest_point_and_the_box_the_ray_enters() -> None:

@@ -14,9 +14,9 @@ from vsuite.core.files import atomic_path, write_csv
 from vsuite.core.terminal import console
 from vsuite.pointcloud.data import boxes_io
 from vsuite.pointcloud.data.boxes_io import NOTHING, Boxes
-from vsuite.pointcloud.data.clouds import PointCloud, check_sweep, is_cloud, list_clouds, read_cloud, write_cloud
+from vsuite.pointcloud.data.clouds import PointCloud, Reading, check_sweep, is_cloud, list_clouds, write_cloud
 from vsuite.pointcloud.inference import Predictor, named
-from vsuite.pointcloud.viewer.scene import Scene
+from vsuite.pointcloud.viewer.scene import PAGES, Scene, check_ending
 
 SHAPES_AT_ONCE = 16
 
@@ -30,6 +30,7 @@ class Outputs:
         formats: of boxes: "json" (boxes.json), "kitti" (kitti/NAME.txt in the lidar's frame) and "nuscenes" (nuscenes.json).
         threshold: lowest score of a box.
         turn: degrees by which sweeps are turned about z before they are looked at, and boxes turned back.
+        remove_close: metres; points on the sensor's own vehicle are left out (see `data.clouds.without_close`).
         pictures: draw each sweep from above.
         page: a page with sweeps and boxes in 3D, or None.
         overwrite: replace results that are there.
@@ -39,6 +40,7 @@ class Outputs:
     formats: tuple[str, ...] = ("json",)
     threshold: float = 0.2
     turn: float = 0.0
+    remove_close: float | None = None
     pictures: bool = True
     page: Path | None = None
     overwrite: bool = False
@@ -59,40 +61,41 @@ def predict_files(
     inputs: Sequence[str | Path],
     outputs: Outputs,
     *,
-    columns: Sequence[str] | None = None,
+    reading: Reading | None = None,
     category: str | None = None,
 ) -> Summary:
     """Predicts every file, and writes what its task gives: boxes, classes, or labels of points.
 
     Args:
-        columns: of files that do not name them. category: the class of the shapes, for their parts.
+        reading: how files are read. category: the class of the shapes, for their parts.
 
     Raises:
-        InputError: where inputs are missing, two have one name, or results are there already: before anything is computed.
+        InputError: where all inputs are missing, two have one name, or results are there already: before anything is computed.
     """
     paths = find_clouds(inputs)
     names = [name_of(path) for path in paths]
     check_names(names)
     work = {"detect": _detect, "classify": _classify, "parts": _label_parts}[predictor.note.task]
-    return work(predictor, dict(zip(names, paths, strict=True)), outputs, columns, category)
+    return work(predictor, dict(zip(names, paths, strict=True)), outputs, reading or Reading(), category)
 
 
-def _detect(predictor: Predictor, paths: dict[str, Path], outputs: Outputs, columns: Sequence[str] | None, category: str | None) -> Summary:
+def _detect(predictor: Predictor, paths: dict[str, Path], outputs: Outputs, reading: Reading, category: str | None) -> Summary:
     targets = {"json": "boxes.json", "kitti": "kitti", "nuscenes": "nuscenes.json"}
     for name in outputs.formats:
         if name not in targets:
             raise unknown("--format", name, targets)
     check_results(outputs.folder, (targets[name] for name in outputs.formats), overwrite=outputs.overwrite)
     if outputs.page is not None:
+        check_ending(outputs.page, PAGES)
         refuse_existing(outputs.page, overwrite=outputs.overwrite)
     summary, frames, shown = Summary(), {}, []
     with console(stderr=True).status("") as status:
         for number, (name, path) in enumerate(paths.items(), 1):
             status.update(f"{number} of {len(paths)}: {name}")
             try:
-                cloud = read_cloud(path, columns=columns)
+                cloud = reading.read(path)
                 check_sweep(cloud)
-                found = predictor.detect(cloud, score_threshold=outputs.threshold, turn=outputs.turn)
+                found = predictor.detect(cloud, score_threshold=outputs.threshold, turn=outputs.turn, remove_close=outputs.remove_close)
                 frames[name] = named(found, predictor.note.classes)
             except InputError as error:
                 summary.failed.append(str(error))
@@ -145,9 +148,7 @@ def _write_picture(path: Path, scene: Scene) -> None:
         Image.fromarray(drawn).save(temporary)
 
 
-def _classify(
-    predictor: Predictor, paths: dict[str, Path], outputs: Outputs, columns: Sequence[str] | None, category: str | None
-) -> Summary:
+def _classify(predictor: Predictor, paths: dict[str, Path], outputs: Outputs, reading: Reading, category: str | None) -> Summary:
     check_results(outputs.folder, ("classes.csv",), overwrite=outputs.overwrite)
     summary, classes = Summary(), predictor.note.classes
     rows: list[list[str]] = [["file", "class", "probability", *classes]]
@@ -155,7 +156,7 @@ def _classify(
         clouds = []
         for path in list(paths.values())[start : start + SHAPES_AT_ONCE]:
             try:
-                cloud = read_cloud(path, columns=columns)
+                cloud = reading.read(path)
                 predictor.check_shape(cloud)
                 clouds.append(cloud)
             except InputError as error:
@@ -169,16 +170,14 @@ def _classify(
     return summary
 
 
-def _label_parts(
-    predictor: Predictor, paths: dict[str, Path], outputs: Outputs, columns: Sequence[str] | None, category: str | None
-) -> Summary:
+def _label_parts(predictor: Predictor, paths: dict[str, Path], outputs: Outputs, reading: Reading, category: str | None) -> Summary:
     if category is None:
         raise InputError(f"--category says what the shapes are; the model knows {', '.join(predictor.note.classes)}")
     check_results(outputs.folder, (f"{name}.ply" for name in paths), overwrite=outputs.overwrite)
     summary = Summary()
     for name, path in paths.items():
         try:
-            cloud = read_cloud(path, columns=columns)
+            cloud = reading.read(path)
             labels = predictor.label_parts(cloud, category)
         except InputError as error:
             summary.failed.append(str(error))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -11,6 +11,9 @@ from vsuite.core.batch import refuse_existing
 from vsuite.core.cli import options
 from vsuite.core.cli.app import new_app, run
 from vsuite.core.errors import InputError
+
+if TYPE_CHECKING:
+    from vsuite.pointcloud.data.clouds import Reading
 
 app = new_app("vsuite-pointcloud", "Point clouds: boxes in lidar sweeps, classes and parts of shapes, and a viewer.")
 
@@ -20,6 +23,18 @@ Weights = Annotated[
 Inputs = Annotated[list[str], typer.Argument(metavar="INPUTS...", help='Files, folders, or "patterns/*.bin".')]
 Columns = Annotated[
     str | None, typer.Option("--columns", help='Names of the columns of files that do not name them, such as "x,y,z,intensity".')
+]
+
+Scale = Annotated[float, typer.Option("--scale", metavar="FACTOR", help="Factor for the coordinates: 0.001 for millimetres.")]
+DropInvalid = Annotated[bool, typer.Option("--drop-invalid", help="Leave out points with NaN or infinite coordinates.")]
+RemoveClose = Annotated[
+    float | None,
+    typer.Option(
+        "--remove-close",
+        metavar="METRES",
+        min=0,
+        help="Leave out points on the sensor's own vehicle: nearer in x and in y [default: 1 for nuScenes, as its devkit; else 0].",
+    ),
 ]
 
 
@@ -71,8 +86,11 @@ def predict(
     formats: Annotated[str, typer.Option("--format", help="Forms of the boxes, with commas between: json, kitti, nuscenes.")] = "json",
     threshold: Annotated[float, typer.Option("--threshold", min=0, max=1, help="Lowest score of a box.")] = 0.2,
     turn: Annotated[float, typer.Option("--turn", help="Degrees to turn sweeps by first, where x is not ahead: -90 for nuScenes.")] = 0.0,
+    remove_close: RemoveClose = None,
     category: Annotated[str | None, typer.Option("--category", help="What the shapes are, for their parts.")] = None,
     columns: Columns = None,
+    scale: Scale = 1.0,
+    drop_invalid: DropInvalid = False,
     pictures: Annotated[bool, typer.Option("--pictures/--no-pictures", help="Draw each sweep from above with its boxes.")] = True,
     page: Annotated[
         Path | None, typer.Option("--page", metavar="PAGE.html", help="Write a page that shows sweeps and boxes in 3D.")
@@ -86,8 +104,8 @@ def predict(
     from vsuite.pointcloud.inference import Predictor
 
     predictor = Predictor(weights, task=task, device=device, precision=precision)
-    outputs = Outputs(out, _listed(formats), threshold, turn, pictures=pictures, page=page, overwrite=overwrite)
-    done = predict_files(predictor, inputs, outputs, columns=_names(columns), category=category)
+    outputs = Outputs(out, _listed(formats), threshold, turn, remove_close, pictures=pictures, page=page, overwrite=overwrite)
+    done = predict_files(predictor, inputs, outputs, reading=_reading(columns, scale, drop_invalid), category=category)
     options.say_predicted(done, out)
     options.say_failed(done.failed, done.total, "files failed")
 
@@ -107,6 +125,7 @@ def evaluate(
         str | None, typer.Option("--classes", help="Which count, with commas between [default: those that the model knows].")
     ] = None,
     votes: Annotated[int, typer.Option("--votes", min=1, help="Scaled copies that vote on each shape; 1 is no voting.")] = 1,
+    remove_close: RemoveClose = None,
     out: options.Out = Path("evaluation"),
     device: options.Device = "auto",
 ) -> None:
@@ -120,7 +139,7 @@ def evaluate(
     if predictions is not None:
         found = evaluation.judge_predictions(predictions, data, **counted)
     else:
-        found = evaluation.judge_model(weights, data, task=task, votes=votes, device=device, **counted)
+        found = evaluation.judge_model(weights, data, task=task, votes=votes, remove_close=remove_close, device=device, **counted)
     evaluation.print_evaluation(found, {"band": "all"})
     evaluation.write_evaluation(found, out, data=str(data), weights=weights, votes=votes)
     typer.echo(f"files in {out}")
@@ -138,24 +157,28 @@ def view(
     threshold: Annotated[float, typer.Option("--threshold", min=0, max=1, help="Lowest score of a box at first.")] = 0.2,
     port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Of the page on this machine.")] = 8080,
     columns: Columns = None,
+    scale: Scale = 1.0,
+    drop_invalid: DropInvalid = False,
 ) -> None:
     """Look at point clouds, boxes and labels in the browser, on a page that stands alone, or as a picture."""
     from vsuite.pointcloud.show import show
 
-    show(inputs, predictions=predictions, labels=labels, save=save, colour=colour, threshold=threshold, port=port, columns=_names(columns))
+    reading = _reading(columns, scale, drop_invalid)
+    show(inputs, predictions=predictions, labels=labels, save=save, colour=colour, threshold=threshold, port=port, reading=reading)
 
 
 @app.command("inspect")
-def inspect_files(inputs: Inputs, columns: Columns = None) -> None:
+def inspect_files(inputs: Inputs, columns: Columns = None, scale: Scale = 1.0, drop_invalid: DropInvalid = False) -> None:
     """Say what is in files: points, bounds, columns, density, the likely unit and upward axis."""
     from vsuite.pointcloud.batch import find_clouds
-    from vsuite.pointcloud.data.clouds import read_cloud
+    from vsuite.pointcloud.data.clouds import Reading
     from vsuite.pointcloud.data.inspection import inspect_cloud
 
     paths, failed = find_clouds(inputs), []
+    reading = Reading(_names(columns), scale, "drop" if drop_invalid else "keep")
     for path in paths:
         try:
-            facts = inspect_cloud(read_cloud(path, columns=_names(columns), invalid="keep"))
+            facts = inspect_cloud(reading.read(path))
         except InputError as error:
             failed.append(str(error))
             continue
@@ -216,6 +239,12 @@ def demo(
     from vsuite.pointcloud.demo import run_demo
 
     run_demo(out, detector=detector, classifier=classifier, overwrite=overwrite, seed=seed)
+
+
+def _reading(columns: str | None, scale: float, drop_invalid: bool) -> Reading:
+    from vsuite.pointcloud.data.clouds import Reading
+
+    return Reading(_names(columns), scale, "drop" if drop_invalid else "refuse")
 
 
 def _names(columns: str | None) -> list[str] | None:

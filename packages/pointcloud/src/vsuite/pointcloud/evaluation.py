@@ -182,6 +182,7 @@ def judge_model(
     overlaps: Mapping[str, float] | None = None,
     classes: Sequence[str] | None = None,
     votes: int = 1,
+    remove_close: float | None = None,
     device: str = "auto",
 ) -> Evaluation:
     """A model's answers to a data set, compared with its labels.
@@ -191,6 +192,7 @@ def judge_model(
         split: of the data set; None takes val, else test, else everything.
         metrics, overlaps: see `evaluate_boxes`. classes: which count; None takes those that the model knows.
         votes: scaled copies that vote on each shape; see `vsuite.pointcloud.voting`.
+        remove_close: metres; points of sweeps nearer to the sensor are left out. None: as the data set has it, 1 for nuScenes.
 
     Raises:
         InputError: for data without labels, or of other classes than the model's.
@@ -202,8 +204,8 @@ def judge_model(
         with console(stderr=True).status("") as status:
             for number, frame in enumerate(frames, 1):
                 status.update(f"{number} of {len(frames)}: {frame.name}")
-                cloud = frame.read()
-                found = named(predictor.detect(cloud, score_threshold=0.05), predictor.note.classes)
+                cloud = (frame if remove_close is None else dataclasses.replace(frame, remove_close=remove_close)).read()
+                found = named(predictor.detect(cloud, score_threshold=0.05, remove_close=0.0), predictor.note.classes)
                 pairs.append((truths_of(known(frame, classes or predictor.note.classes), cloud), found_of(found)))
         return evaluate_boxes(pairs, metrics, overlaps)
     shapes = read_shapes(data, split or _default_split(shape_splits(data)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,8 +21,9 @@ from vsuite.core.errors import InputError, unknown
 from vsuite.core.optimize import optimize_for_inference
 from vsuite.core.weights import find_weights, load_published, read_metadata
 from vsuite.pointcloud.boxes import Detections
+from vsuite.pointcloud.data import nuscenes
 from vsuite.pointcloud.data.boxes_io import Boxes
-from vsuite.pointcloud.data.clouds import PointCloud, read_cloud
+from vsuite.pointcloud.data.clouds import PointCloud, read_cloud, without_close
 from vsuite.pointcloud.data.transforms import Placement, Sample
 from vsuite.pointcloud.metrics.shapes import limit_to_parts
 from vsuite.pointcloud.settings import Task
@@ -53,13 +55,16 @@ class ModelNote(BaseModel):
     parts: list[list[int]] = []
 
     def sweep(self, cloud: PointCloud) -> Tensor:
-        """The network's input of a sweep: P, 3 + len(columns), float32.
+        """The network's input of a sweep: P, 3 + len(columns), float32. The points of a cloud without `time` are all of age 0.
 
         Raises:
             InputError: where the cloud lacks a column.
         """
         parts = [cloud.points]
         for name in self.columns:
+            if name == "time" and name not in cloud.columns:
+                parts.append(np.zeros((len(cloud), 1), np.float32))
+                continue
             if name not in cloud.columns:
                 raise InputError(f"{cloud.path or 'the cloud'}: lacks the column {name!r}, which this model reads; it has {_names(cloud)}")
             values = cloud.columns[name].astype(np.float32)[:, None] / np.float32(self.column_scales.get(name, 1.0))
@@ -100,17 +105,31 @@ def unit_sphere(points: NDArray[np.float32]) -> NDArray[np.float32]:
 def load_model(source: str | Path) -> tuple[nn.Module, ModelNote]:
     """The network of a weights file, run folder or name of shipped weights, and its note.
 
+    A published detector of nuScenes' ten classes needs no note: its points are x y z intensity and their age in seconds. What such a
+    file does not tell (the size of voxels, the coding of boxes) is assumed, and a warning says how.
+
     Raises:
         InputError: for files that are no weights of a model of this package, or say nothing about their classes.
     """
     path = find_weights(source)
     note = read_metadata(path).get(NOTE)
     if note is None:
-        raise InputError(f"{path}: does not say what its outputs mean; it is no file that `vsuite-pointcloud train` saved")
+        return _published_detector(path)
     try:
         return load_published(path).eval(), ModelNote.model_validate(note)
     except pydantic.ValidationError as error:
         raise InputError(f"{path}: its note on the classes is damaged: {error.errors()[0]['msg']}") from error
+
+
+def _published_detector(path: Path) -> tuple[nn.Module, ModelNote]:
+    model: Any = load_published(path).eval()
+    columns = {4: ["intensity"], 5: ["intensity", "time"]}.get(getattr(model, "in_channels", 0))
+    if getattr(model, "class_names", None) != nuscenes.CLASSES or columns is None:
+        raise InputError(f"{path}: does not say what its outputs mean; it is no file that `vsuite-pointcloud train` saved")
+    if assumed := model.built_from.get("assumed"):
+        given = ", ".join(f"{name} {value}" for name, value in assumed.items())
+        warnings.warn(f"{path}: does not tell all; assumed {given}; load_published takes others, and save_weights keeps them", stacklevel=3)
+    return model, ModelNote(task="detect", classes=list(model.class_names), columns=columns)
 
 
 def shipped(task: Task | None) -> str:
@@ -156,19 +175,22 @@ class Predictor:
         self.device, self.precision = pick_device(device), precision
         self.model: Any = optimize_for_inference(network).to(self.device)
 
-    def detect(self, cloud: PointCloud | str | Path, *, score_threshold: float = 0.1, turn: float = 0.0) -> Detections:
+    def detect(
+        self, cloud: PointCloud | str | Path, *, score_threshold: float = 0.1, turn: float = 0.0, remove_close: float | None = None
+    ) -> Detections:
         """Boxes of one sweep, on the CPU, the surest first.
 
         Args:
             score_threshold: boxes that score less are left out.
             turn: degrees by which the sweep is turned about z first, counter-clockwise; the boxes are turned back. A sensor whose
                 x does not look ahead needs it where the model knows nothing else: -90 for nuScenes.
+            remove_close: metres; points on the sensor's own vehicle, nearer than this, are left out (see `without_close`).
 
         Raises:
             InputError: for clouds that cannot be used, and weights for another task.
         """
         self._require("detect")
-        read, placement = _read(cloud), Placement(angle=math.radians(turn))
+        read, placement = without_close(_read(cloud), remove_close), Placement(angle=math.radians(turn))
         turned = replace(read, points=placement.apply(Sample(read.points)).points) if turn else read
         with torch.inference_mode(), autocast(self.device, self.precision):
             (found,) = self.model.predict([self.note.sweep(turned).to(self.device)], score_threshold=score_threshold)

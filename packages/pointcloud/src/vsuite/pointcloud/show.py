@@ -7,13 +7,16 @@ from pathlib import Path
 
 import numpy as np
 
+from vsuite.core.batch import check_failed
 from vsuite.core.errors import InputError
+from vsuite.core.terminal import console
 from vsuite.pointcloud.batch import find_clouds, name_of, scene_of
 from vsuite.pointcloud.data.boxes_io import NOTHING, Boxes
-from vsuite.pointcloud.data.clouds import read_cloud
+from vsuite.pointcloud.data.clouds import Reading, check_is_file
 from vsuite.pointcloud.data.detection import read_boxes as read_label_file
 from vsuite.pointcloud.evaluation import read_boxes
 from vsuite.pointcloud.viewer import LazyScenes, Scene, save_page, save_picture, view
+from vsuite.pointcloud.viewer.scene import PAGES, PICTURES, check_ending
 
 
 def show(
@@ -25,9 +28,9 @@ def show(
     colour: str = "height",
     threshold: float = 0.0,
     port: int = 8080,
-    columns: Sequence[str] | None = None,
+    reading: Reading | None = None,
 ) -> None:
-    """Serves the viewer on this machine, or writes a page or a picture.
+    """Serves the viewer on this machine, or writes a page or a picture. Files that cannot be read are named, and the others shown.
 
     Args:
         inputs: point clouds, folders and patterns.
@@ -35,12 +38,16 @@ def show(
         labels: true boxes, by frame: a .json, or a folder of NAME.txt with lines "x y z length width height yaw class".
         save: a .html (all frames) or a .png (the first one); None serves them.
         colour, threshold, port: see `vsuite.pointcloud.viewer.view`.
-        columns: of files that do not name them.
+        reading: how files are read.
 
     Raises:
-        InputError: for files that cannot be read, and boxes that belong to none of the clouds.
+        InputError: for boxes that belong to none of the clouds; and, once the others have been shown, for files that cannot be read.
     """
-    paths = find_clouds(inputs)
+    if save is not None:
+        check_ending(save, (*PAGES, *PICTURES))
+    as_page, reading = save is not None and Path(save).suffix.lower() in PAGES, reading or Reading()
+    given = find_clouds(inputs)
+    paths, failed = _readable(given, reading, every=as_page)
     found = {} if predictions is None else read_boxes(predictions)
     truth = {} if labels is None else read_boxes(labels) if Path(labels).suffix == ".json" else _label_files(Path(labels))
     names = [name_of(path) for path in paths]
@@ -49,19 +56,40 @@ def show(
             raise InputError(f"{source}: has boxes of {', '.join(list(boxes)[:4])}, and none of {', '.join(names[:4])}")
 
     def load(index: int) -> Scene:
-        return scene_of(
-            names[index], read_cloud(paths[index], columns=columns), found.get(names[index], NOTHING), truth.get(names[index], NOTHING)
-        )
+        name = names[index]
+        return scene_of(name, reading.read(paths[index]), found.get(name, NOTHING), truth.get(name, NOTHING))
 
     scenes = LazyScenes(names, load)
     if save is None:
         view(scenes, colour=colour, threshold=threshold, port=port)
-    elif Path(save).suffix.lower() in (".html", ".htm"):
+    elif as_page:
         save_page(scenes, save, colour=colour, threshold=threshold)
-    elif Path(save).suffix.lower() == ".png":
-        save_picture(scenes[0], save, colour=colour, threshold=threshold)
     else:
-        raise InputError(f"--save {save}: its name must end in .html or .png")
+        save_picture(scenes[0], save, colour=colour, threshold=threshold)
+    check_failed(failed, len(given), "files cannot be read")
+
+
+def _readable(paths: Sequence[Path], reading: Reading, *, every: bool) -> tuple[list[Path], list[str]]:
+    """The files that can be shown, and what is wrong with the others, which is said at once.
+
+    Not `every` file is read here but the first; of the later ones only those that are missing or empty are found.
+    """
+    good: list[Path] = []
+    failed: list[str] = []
+    for path in paths:
+        try:
+            if every or not good:
+                reading.read(path)
+            else:
+                check_is_file(path)
+            good.append(path)
+        except InputError as error:
+            failed.append(str(error))
+    if not good:
+        check_failed(failed, len(paths), "files cannot be read")
+    for line in failed:
+        console(stderr=True).print(f"not shown: {line}", soft_wrap=True, markup=False, highlight=False)
+    return good, failed
 
 
 def _label_files(folder: Path) -> dict[str, Boxes]:

@@ -37,6 +37,8 @@ _UNNAMED: dict[str, Callable[[Path, Sequence[str] | None], Table]] = {
     ".asc": text.read,
 }
 _MESHES = (".obj", ".off", ".stl")
+NUSCENES_CLOSE = 1.0
+"""Metres: nuScenes' devkit leaves out what is nearer to the sensor in x and in y; its own vehicle's roof is there."""
 SUFFIXES = tuple(sorted([*_NAMED, *_UNNAMED, *_MESHES]))
 """Endings of the files that `read_cloud` reads."""
 
@@ -107,12 +109,27 @@ def read_cloud(
     """
     path = Path(path)
     check_is_file(path)
+    if not (np.isfinite(scale) and scale > 0):
+        raise InputError(f"scale {scale:g}: a factor for coordinates is a positive number, such as 0.001 for millimetres")
     if columns is not None and layout is not None:
         raise InputError(f"{path}: give either columns or layout")
     names = list(layout_columns(layout)) if layout is not None else None if columns is None else list(columns)
     table = _read_table(path, names, samples, seed)
     class_names = ply.class_names(path) if path.suffix.lower() == ".ply" else raw.class_names(path)
     return _build(canonical_names(table), path, invalid, scale, class_names)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the files of a batch are read. Attributes: see `read_cloud`."""
+
+    columns: Sequence[str] | None = None
+    scale: float = 1.0
+    invalid: Invalid = "refuse"
+
+    def read(self, path: str | Path) -> PointCloud:
+        """One file; raises `InputError` as `read_cloud`."""
+        return read_cloud(path, columns=self.columns, scale=self.scale, invalid=self.invalid)
 
 
 def check_is_file(path: Path) -> None:
@@ -151,8 +168,29 @@ def check_sweep(cloud: PointCloud) -> None:
     if reach > SWEEP_LIMIT:
         raise InputError(
             f"{cloud.path or 'sweep'}: reaches {reach:.0f} from the origin, but a sweep in metres around its sensor stays within "
-            f"{SWEEP_LIMIT:.0f}; if these are millimetres, read_cloud(..., scale=0.001) makes them metres"
+            f"{SWEEP_LIMIT:.0f}; if these are millimetres, --scale 0.001 makes them metres (in Python: read_cloud(..., scale=0.001))"
         )
+
+
+def without_close(cloud: PointCloud, metres: float | None = None) -> PointCloud:
+    """The sweep without the points on the vehicle that carries the sensor: those nearer than this in x and in y, a square around it.
+
+    Args:
+        metres: 0 keeps all. None: 1 for nuScenes' files (.pcd.bin), as its devkit's `remove_close` has it, and 0 for others.
+
+    Raises:
+        InputError: for a negative distance, and where no point is left.
+    """
+    if metres is None:
+        metres = NUSCENES_CLOSE if cloud.path is not None and cloud.path.name.lower().endswith(".pcd.bin") else 0.0
+    if not metres >= 0:
+        raise InputError(f"points nearer than {metres:g} m to the sensor cannot be left out; the distance is 0 or more")
+    close = (np.abs(cloud.points[:, :2] + cloud.offset[:2]) < metres).all(1)
+    if not close.any():
+        return cloud
+    if close.all():
+        raise InputError(f"{cloud.path or 'sweep'}: all of its points are nearer than {metres:g} m to the sensor")
+    return cloud.select(~close)
 
 
 def write_cloud(path: str | Path, cloud: PointCloud, *, columns: Sequence[str] | None = None) -> None:
@@ -215,7 +253,7 @@ def _build(table: Table, path: Path, invalid: Invalid, scale: float, class_names
         if invalid == "refuse":
             raise InputError(
                 f"{path}: {np.sum(~valid)} of {len(valid)} points have NaN or infinite coordinates; "
-                'read_cloud(..., invalid="drop") leaves them out'
+                '--drop-invalid leaves them out (in Python: read_cloud(..., invalid="drop"))'
             )
         if not valid.any():
             raise InputError(f"{path}: none of its {len(valid)} points has finite coordinates")

@@ -10,7 +10,7 @@ import numpy as np
 
 from vsuite.core.errors import InputError
 from vsuite.pointcloud.data.calibration import Calibration
-from vsuite.pointcloud.data.clouds import PointCloud, check_sweep, read_cloud
+from vsuite.pointcloud.data.clouds import PointCloud, check_sweep, read_cloud, without_close
 
 NEAR = 50.0
 """Metres: boxes this near are seen by a lidar, unless something hides them."""
@@ -46,6 +46,7 @@ class Frame:
         to_global: (4, 4), of nuScenes, to write results in the global frame.
         sweeps: earlier sweeps to be added, newest first.
         prepare: what the data set does to the points after reading, such as Waymo's tanh.
+        remove_close: metres; points of each sweep that are nearer to its sensor are left out (see `without_close`).
     """
 
     name: str
@@ -59,6 +60,7 @@ class Frame:
     to_global: np.ndarray | None = None
     sweeps: tuple[Sweep, ...] = ()
     prepare: Callable[[PointCloud], PointCloud] | None = None
+    remove_close: float = 0.0
 
     def read(self) -> PointCloud:
         """The points, checked to be a sweep in metres; with earlier sweeps moved into this frame, and their age as the column `time`.
@@ -78,6 +80,7 @@ class Frame:
     def _read_file(self, path: Path) -> PointCloud:
         cloud = read_cloud(path, layout=self.layout)
         check_sweep(cloud)
+        cloud = without_close(cloud, self.remove_close)
         return cloud if self.prepare is None else self.prepare(cloud)
 
     def select(self, keep: np.ndarray) -> Frame:

@@ -15,6 +15,7 @@ import numpy as np
 
 from vsuite.core.errors import InputError, unknown
 from vsuite.pointcloud.data.calibration import move, wrap
+from vsuite.pointcloud.data.clouds import NUSCENES_CLOSE
 from vsuite.pointcloud.data.frames import DetectionData, Frame, Problems, Sweep, box_problems, class_names_of
 
 CLASSES = ("car", "truck", "construction_vehicle", "bus", "trailer", "barrier", "motorcycle", "bicycle", "pedestrian", "traffic_cone")
@@ -128,7 +129,8 @@ def read_nuscenes(root: str | Path, split: str | None = None, *, version: str | 
         sweeps: how many sweeps make a frame, the key frame included; with more than one, the age of each point is the column `time`.
 
     Returns:
-        frames named by sample token, with boxes (M, 9): velocities are NaN where they are unknown. Attributes: num_points.
+        frames named by sample token, with boxes (M, 9): velocities are NaN where they are unknown. Attributes: num_points. Points
+        within 1 m of the sensor are left out of each sweep, as by the devkit.
 
     Raises:
         InputError: with a line for everything that is wrong.
@@ -198,6 +200,7 @@ def _read_frame(root: Path, tables: Tables, num_sweeps: int, sample: Record) -> 
         attributes={"num_points": np.array([annotation.get("num_lidar_pts", -1) for annotation in annotations], np.int64)},
         to_global=to_global,
         sweeps=_earlier_sweeps(root, tables, data, to_global, num_sweeps - 1),
+        remove_close=NUSCENES_CLOSE,
     )
 
 

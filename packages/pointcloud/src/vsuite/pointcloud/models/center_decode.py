@@ -1,48 +1,79 @@
-"""From head maps to boxes: scores, the best cells, box vectors to boxes, non-maximum suppression class by class."""
+"""From head maps to boxes: scores, the best cells, box vectors to boxes, non-maximum suppression by class or by task."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from vsuite.core.errors import InputError
-from vsuite.pointcloud.boxes import Detections, from_mmdet, nms
+from vsuite.pointcloud.boxes import Detections, circle_nms, from_mmdet, nms
 from vsuite.pointcloud.models.center_targets import BevGrid
 
 
 @dataclass(frozen=True)
 class DecodeSettings:
-    """How boxes are taken from the maps. Where a tuple is allowed it holds a number for each class.
+    """How boxes are taken from the maps. Where a tuple is allowed it holds a number for each class, or each task (see `within`).
 
     Attributes:
-        max_candidates: cells with the highest scores that become boxes, over all classes together.
+        max_candidates: cells with the highest scores that become boxes, over all classes of a task together.
         score_threshold: boxes with a lower or equal score are dropped.
         iou_power: score = heat map * clamp(iou, 0, 1) ** power.
         centre_range: x y z minimum, then maximum, of the centres that are kept. None: the head's range in x and y, z within 10 m.
-        nms_threshold: the IoU seen from above beyond which the worse of two boxes of a class is dropped.
-        pre_max, post_max: boxes of a class before and after non-maximum suppression, at most.
+        within: whether boxes suppress others of their class alone, or all those that their task's head found.
+        nms: "rotated" drops the worse of two boxes whose overlap is above the threshold, "circle" that of two whose centres
+            are no farther apart.
+        nms_threshold: the IoU seen from above; for "circle" the square of the distance, in square metres (which CenterPoint's
+            configurations call min_radius).
+        pre_max, post_max: boxes of a class or task before and after non-maximum suppression, at most.
     """
 
     max_candidates: int = 4096
     score_threshold: float = 0.1
     iou_power: float = 2.0
     centre_range: tuple[float, float, float, float, float, float] | None = None
+    within: Literal["class", "task"] = "class"
+    nms: Literal["rotated", "circle"] = "rotated"
     nms_threshold: float | tuple[float, ...] = 0.55
     pre_max: int | tuple[int, ...] = 1024
     post_max: int | tuple[int, ...] = 100
 
-    def for_class(self, index: int, num_classes: int) -> tuple[float, int, int]:
-        """nms_threshold, pre_max and post_max of one class."""
-        values = []
-        for name in ("nms_threshold", "pre_max", "post_max"):
-            value = getattr(self, name)
-            if isinstance(value, tuple) and len(value) != num_classes:
-                raise InputError(f"{name}: {len(value)} numbers for {num_classes} classes; give one number, or one a class")
-            values.append(value[index] if isinstance(value, tuple) else value)
-        return values[0], values[1], values[2]
+    def groups(self, tasks: Sequence[int]) -> list[Group]:
+        """The labels that suppress each other, for tasks of so many classes.
+
+        Raises:
+            InputError: for tuples of another length.
+        """
+        sizes = list(tasks) if self.within == "task" else [1] * sum(tasks)
+        each = {name: self._for_each(name, len(sizes)) for name in ("nms_threshold", "pre_max", "post_max")}
+        stops = list(accumulate(sizes))
+        return [
+            Group(stop - size, stop, threshold, pre_max, post_max)
+            for size, stop, threshold, pre_max, post_max in zip(sizes, stops, *each.values(), strict=True)
+        ]
+
+    def _for_each(self, name: str, count: int) -> tuple[Any, ...]:
+        value = getattr(self, name)
+        if not isinstance(value, tuple):
+            return (value,) * count
+        if len(value) != count:
+            plural = {"class": "classes", "task": "tasks"}[self.within]
+            raise InputError(f"{name}: {len(value)} numbers for {count} {plural}; give one number, or one a {self.within}")
+        return value
+
+
+class Group(NamedTuple):
+    """Labels from `start` to before `stop`, and how their boxes suppress each other."""
+
+    start: int
+    stop: int
+    threshold: float
+    pre_max: int
+    post_max: int
 
 
 WAYMO = DecodeSettings(nms_threshold=(0.8, 0.55, 0.55), pre_max=(2048, 1024, 1024), post_max=(300, 100, 100))
@@ -80,8 +111,8 @@ def boxes_of(vectors: Tensor, cells: Tensor, grid: BevGrid) -> Tensor:
     return from_mmdet(torch.cat([torch.stack([x, y, bottom], 1), size, yaw[:, None], vectors[:, 8:]], 1))
 
 
-def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, settings: DecodeSettings, grid: BevGrid, num_classes: int) -> Detections:
-    """Keeps boxes within the range, then suppresses class by class: class 0 first, each by falling score.
+def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, settings: DecodeSettings, grid: BevGrid, tasks: Sequence[int]) -> Detections:
+    """Keeps boxes within the range, then suppresses class by class (or task by task): class 0 first, each by falling score.
 
     Boxes that are not finite (a size of exp(100), say) are dropped.
     """
@@ -89,10 +120,10 @@ def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, settings: DecodeSett
     centre = boxes[:, :3]
     inside = (centre >= boxes.new_tensor(low)).all(1) & (centre <= boxes.new_tensor(high)).all(1) & boxes.isfinite().all(1)
     kept = []
-    for label in range(num_classes):
-        threshold, pre_max, post_max = settings.for_class(label, num_classes)
-        rows = (inside & (labels == label)).nonzero()[:, 0]
-        kept.append(rows[nms(boxes[rows], scores[rows], threshold, pre_max=pre_max, post_max=post_max)])
+    dropping = {"rotated": nms, "circle": circle_nms}[settings.nms]
+    for group in settings.groups(tasks):
+        rows = (inside & (labels >= group.start) & (labels < group.stop)).nonzero()[:, 0]
+        kept.append(rows[dropping(boxes[rows], scores[rows], group.threshold, pre_max=group.pre_max, post_max=group.post_max)])
     rows = torch.cat(kept)
     return Detections(boxes[rows], scores[rows], labels[rows])
 

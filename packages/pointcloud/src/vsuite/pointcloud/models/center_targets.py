@@ -83,7 +83,8 @@ def center_targets(
     Raises:
         InputError: for labels too large, or numbers of boxes and labels that differ.
     """
-    samples = [_prepare(*sample, num_classes) for sample in zip(boxes, labels, strict=True)]
+    check_labels(boxes, labels, num_classes)
+    samples = [_prepare(*sample) for sample in zip(boxes, labels, strict=True)]
     slots = max_objects
     device = boxes[0].device if boxes else torch.device("cpu")
     heatmap = torch.zeros(len(samples), num_classes, *grid.shape, device=device)
@@ -109,12 +110,17 @@ def center_targets(
     return Targets(heatmap, vectors, cells, mask)
 
 
-def _prepare(boxes: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+def check_labels(boxes: Sequence[Tensor], labels: Sequence[Tensor], num_classes: int) -> None:
+    """Raises `InputError` for labels too large, or numbers of boxes and labels of a sample that differ."""
+    for box, label in zip(boxes, labels, strict=True):
+        if len(box) != len(label):
+            raise InputError(f"{len(box)} boxes with {len(label)} labels; each box needs one label")
+        if len(label) and int(label.max()) >= num_classes:
+            raise InputError(f"label {int(label.max())} in a head of {num_classes} classes; labels are 0 to {num_classes - 1}")
+
+
+def _prepare(boxes: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Boxes and labels ordered by class, those without a class removed."""
-    if len(boxes) != len(labels):
-        raise InputError(f"{len(boxes)} boxes with {len(labels)} labels; each box needs one label")
-    if len(labels) and int(labels.max()) >= num_classes:
-        raise InputError(f"label {int(labels.max())} in a head of {num_classes} classes; labels are 0 to {num_classes - 1}")
     order = labels.argsort(stable=True)
     order = order[labels[order] >= 0]
     return boxes[order].float(), labels[order].long()

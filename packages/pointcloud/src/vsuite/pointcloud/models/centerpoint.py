@@ -1,4 +1,12 @@
-"""CenterPoint on voxels: a sparse-convolutional encoder, SECOND's network on its map, boxes from centres (Yin et al., CVPR 2021)."""
+"""CenterPoint on voxels: a sparse-convolutional encoder, SECOND's network on its map, boxes from centres (Yin et al., CVPR 2021).
+
+The names and settings of the nuScenes models, whose ten classes six task heads share, are those of mmdetection3d's public configurations
+(`centerpoint_01voxel_second_secfpn_*_nus` and `_0075voxel_`); no published weights were at hand to try. Ours differs in that a voxel is
+the mean of all of its points, not of ten at most, and that their number has no limit. Files record neither the size of voxels nor the
+convention of boxes: mmdetection3d before 1.0 codes width before length and turns yaw clockwise, 1.0 and later length first and
+counter-clockwise, so weights that its later versions trained need `box_coding="mmdet3d_1"`. Heads with deformable convolutions (`dcn`),
+pillars, and the names of the authors' own repository (det3d's) are not read.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +14,15 @@ import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
 from vsuite.core import InputError, PublishedLayout
+from vsuite.core.errors import unknown
 from vsuite.core.registry import OtherNames, Variant, register_variants
 from vsuite.pointcloud.models.center_decode import DecodeSettings
-from vsuite.pointcloud.models.center_head import CenterHead
+from vsuite.pointcloud.models.center_head import BoxCoding, CenterHead
 from vsuite.pointcloud.models.detector import LidarDetector
 from vsuite.pointcloud.models.second import SECOND, SECONDFPN
 from vsuite.pointcloud.models.sparse_encoder import DynamicSimpleVFE, SparseEncoder
@@ -33,8 +42,25 @@ NUSCENES_CLASSES = (
 )
 WAYMO_CLASSES = ("Car", "Pedestrian", "Cyclist")
 NUSCENES_GRID = {"voxel_size": (0.1, 0.1, 0.2), "point_cloud_range": (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0)}
-# Without an IoU branch scores say little about fit, so overlaps are cut early; published for nuScenes.
-DECODE = DecodeSettings(nms_threshold=0.2, pre_max=1000, post_max=83)
+NUSCENES_FINE_GRID = {"voxel_size": (0.075, 0.075, 0.2), "point_cloud_range": (-54.0, -54.0, -5.0, 54.0, 54.0, 3.0)}
+NUSCENES_TASKS = (1, 2, 2, 1, 2, 2)  # in the order of the classes: car; truck, construction vehicle; bus, trailer; ...
+BEYOND_NUSCENES = (-61.2, -61.2, -10.0, 61.2, 61.2, 10.0)
+# Without an IoU branch scores say little about fit, so overlaps are cut early; published for nuScenes, there task by task.
+DECODE = {
+    "class": DecodeSettings(nms_threshold=0.2, pre_max=1000, post_max=83),
+    "task": DecodeSettings(max_candidates=500, centre_range=BEYOND_NUSCENES, within="task", nms_threshold=0.2, pre_max=1000, post_max=83),
+    "circle": DecodeSettings(
+        max_candidates=500,
+        centre_range=BEYOND_NUSCENES,
+        within="task",
+        nms="circle",
+        nms_threshold=(4.0, 12.0, 10.0, 1.0, 0.85, 0.175),
+        pre_max=500,
+        post_max=83,
+    ),
+}
+# What mmdetection3d's nuScenes models have otherwise than those whose classes share one head.
+SEVERAL_TASKS: dict[str, Any] = {"nms": "task", "shared_norm": (1e-5, 0.1), "box_weight": 0.25}
 
 
 def build(
@@ -54,8 +80,13 @@ def build(
     share_channels: int = 64,
     with_velocity: bool = True,
     with_iou: bool = False,
+    tasks: Sequence[int] = (),
+    nms: Literal["class", "task", "circle"] = "class",
+    shared_norm: tuple[float, float] = (1e-3, 0.01),
+    box_weight: float = 2.0,
+    box_coding: BoxCoding = "mmdet3d_0",
 ) -> LidarDetector:
-    """CenterPoint, the whole detector. All classes share one head; the published nuScenes models split them over six.
+    """CenterPoint, the whole detector.
 
     Args:
         in_channels: columns of a point: x, y, z in metres first.
@@ -65,8 +96,12 @@ def build(
         backbone_channels, layer_nums: see `SECOND`.
         upsample_strides, neck_channels: see `SECONDFPN`; the strides of the backbone follow.
         share_channels: width of the head's maps.
-        with_velocity, with_iou: see `CenterHead`.
+        with_velocity, with_iou, tasks, shared_norm, box_weight, box_coding: see `CenterHead`.
+        nms: boxes suppress those of their class that overlap, those of their task, or those of their task whose centres are near
+            ("circle", with the radii published for the six tasks of nuScenes).
     """
+    if nms not in DECODE:
+        raise unknown("nms", str(nms), DECODE)
     if class_names and len(class_names) != num_classes:
         raise InputError(f"num_classes is {num_classes}, but there are {len(class_names)} class_names")
     published = {len(names): names for names in (NUSCENES_CLASSES, WAYMO_CLASSES)}
@@ -106,7 +141,11 @@ def build(
             out_size_factor=encoder.stride,
             min_radius=2,
             velocity_weight=0.2,
-            decode=DECODE,
+            tasks=tasks,
+            shared_norm=shared_norm,
+            box_weight=box_weight,
+            box_coding=box_coding,
+            decode=DECODE[nms],
         ),
         in_channels=in_channels,
         class_names=names,
@@ -121,15 +160,14 @@ def _infer(state: Mapping[str, Tensor]) -> dict[str, Any]:
     def count(prefix: str) -> int:
         return len({name[len(prefix) :].split(".", 1)[0] for name in state if name.startswith(prefix)})
 
-    if count("bbox_head.task_heads.") != 1:
-        raise InputError(f"it has {count('bbox_head.task_heads.')} task heads; only checkpoints whose classes share one head can be loaded")
     encoder, head = "middle_encoder.encoder_layers.encoder_layer", "bbox_head.task_heads.0"
+    tasks = [state[f"bbox_head.task_heads.{i}.heatmap.1.weight"].shape[0] for i in range(count("bbox_head.task_heads."))]
     stages = range(1, count("middle_encoder.encoder_layers.") + 1)
     necks = range(count("neck.deblocks."))
     first = state["middle_encoder.conv_input.0.weight"].shape
     return {
         "in_channels": first[-2] if _before_spconv_2(first) else first[-1],
-        "num_classes": state[f"{head}.heatmap.1.weight"].shape[0],
+        "num_classes": sum(tasks),
         "encoder_channels": [state[f"{encoder}{i}.0.bn1.weight"].shape[0] for i in stages],
         "encoder_blocks": count(f"{encoder}1.") - 1,
         "output_channels": state["middle_encoder.conv_out.1.weight"].shape[0],
@@ -140,7 +178,7 @@ def _infer(state: Mapping[str, Tensor]) -> dict[str, Any]:
         "share_channels": state["bbox_head.shared_conv.conv.weight"].shape[0],
         "with_velocity": f"{head}.vel.1.weight" in state,
         "with_iou": f"{head}.iou.1.weight" in state,
-    }
+    } | ({"tasks": tasks, **SEVERAL_TASKS} if len(tasks) > 1 else {})
 
 
 def _before_spconv_2(shape: Sequence[int]) -> bool:
@@ -174,7 +212,7 @@ LAYOUT = PublishedLayout(
         "middle_encoder.encoder_layers.encoder_layer1.0.conv1.weight",
         "bbox_head.task_heads.0.heatmap.1.weight",
     ),
-    assumed=dict(NUSCENES_GRID),
+    assumed=NUSCENES_GRID | {"box_coding": "mmdet3d_0"},
     others=(OtherNames("mmdetection3d", ("pts_middle_encoder.conv_input.0.weight", "pts_backbone.blocks.0.0.weight"), _from_mmdet3d),),
     resize=_relaid,
 )
@@ -184,12 +222,22 @@ SHIPPED = {"centerpoint_streets": Path(__file__).parents[1] / "weights" / "cente
 VARIANTS = {
     "centerpoint_voxel01": Variant(
         options={},
-        summary="CenterPoint for ten sweeps of nuScenes in voxels of 0.1 m; all ten classes in one head (the published model has six).",
+        summary="CenterPoint for ten sweeps of nuScenes in voxels of 0.1 m; all ten classes in one head (centerpoint_nuscenes has six).",
         input_size=(20000, 5),
     ),
     "centerpoint_voxel0075": Variant(
-        options={"voxel_size": (0.075, 0.075, 0.2), "point_cloud_range": (-54.0, -54.0, -5.0, 54.0, 54.0, 3.0)},
-        summary="CenterPoint for ten sweeps of nuScenes in voxels of 0.075 m; all ten classes in one head (the published model has six).",
+        options=NUSCENES_FINE_GRID,
+        summary="CenterPoint for ten sweeps of nuScenes in voxels of 0.075 m; all ten classes in one head (centerpoint_nuscenes has six).",
+        input_size=(20000, 5),
+    ),
+    "centerpoint_nuscenes": Variant(
+        options={"tasks": NUSCENES_TASKS, **SEVERAL_TASKS},
+        summary="CenterPoint for ten sweeps of nuScenes in voxels of 0.1 m, the classes split over six heads as published.",
+        input_size=(20000, 5),
+    ),
+    "centerpoint_nuscenes_voxel0075": Variant(
+        options={"tasks": NUSCENES_TASKS, **SEVERAL_TASKS, **NUSCENES_FINE_GRID},
+        summary="CenterPoint for ten sweeps of nuScenes in voxels of 0.075 m, the classes split over six heads as published.",
         input_size=(20000, 5),
     ),
     "centerpoint_waymo": Variant(

@@ -29,7 +29,7 @@ from vsuite.pointcloud.viewer.colours import (
     point_values,
 )
 from vsuite.pointcloud.viewer.geometry import first_camera, thinning_order
-from vsuite.pointcloud.viewer.scene import Scene, check_scenes
+from vsuite.pointcloud.viewer.scene import PAGES, Scene, check_ending, check_scenes
 
 MOST_POINTS = 2_000_000  # of all frames together: some 45 MB of page
 
@@ -54,8 +54,10 @@ def save_page(
         most_points: of all frames together; beyond it each cloud is thinned evenly, and the page says so.
 
     Raises:
-        InputError: without frames, for a colour the first frame does not have, and where the file cannot be written.
+        InputError: without frames, for a name that does not end in .html, for a colour the first frame does not have, and where the
+            file cannot be written.
     """
+    check_ending(path, PAGES)
     check_scenes(scenes)
     check_choice(scenes[0], colour)
     data = _data(scenes, colour, threshold, dark, most_points)

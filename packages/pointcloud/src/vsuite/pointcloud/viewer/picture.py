@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from vsuite.pointcloud.viewer.colours import (
     point_values,
 )
 from vsuite.pointcloud.viewer.geometry import FIELD_OF_VIEW, SEGMENTS, box_lines, first_camera
-from vsuite.pointcloud.viewer.scene import NO_BOXES, NO_SCORES, Scene, box_text
+from vsuite.pointcloud.viewer.scene import NO_BOXES, NO_SCORES, PICTURES, Scene, box_text, check_ending
 
 Image = np.ndarray  # H, W, 3 uint8, red green blue
 View = Literal["orbit", "top"]
@@ -144,6 +144,8 @@ def bird_eye(
 ) -> Image:
     """A sweep from above, x (ahead) up and y (left) to the left: points by height, true boxes white, found ones in class colours.
 
+    A legend names the colours of the classes, and a bar shows how long some metres are.
+
     Args:
         points: (N, 3 or more). truth, found: (M, 7 or 9) boxes in our convention. scores: (M,) of the found ones.
         threshold: found boxes below it are left out.
@@ -164,8 +166,14 @@ def bird_eye(
     )
     image = _blank(size, dark)
     low, high = (np.array(extent[:2]), np.array(extent[2:])) if extent else _extent(scene)
-    _draw(image, from_above(low, high, size), scene, "height", ClassColours(), threshold, dark, point_size=1)
-    return image
+    projection, classes = from_above(low, high, size), ClassColours()
+    _draw(image, projection, scene, "height", classes, threshold, dark, point_size=1)
+    shown = [scene.box_labels[row] for row in np.flatnonzero(scene.shown_boxes(threshold)).tolist()]
+    names = shown if len(scene.boxes) else list(scene.truth_labels)
+    picture, draw = _drawable(image)
+    _legend(draw, [(name, classes[name]) for name in dict.fromkeys(names)], 0, dark)
+    _scale_bar(draw, projection, dark)
+    return np.asarray(picture)
 
 
 def _extent(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
@@ -227,10 +235,9 @@ def _annotate(
 ) -> Image:
     """The picture with text: the boxes' labels, the scene's name and counts, the classes and the colour scale."""
     from PIL import Image as Pillow
-    from PIL import ImageDraw
 
-    picture = Pillow.fromarray(image)
-    draw, small, normal = ImageDraw.Draw(picture), _font(12), _font(15)
+    picture, draw = _drawable(image)
+    small, normal = _font(12), _font(15)
     ink, width, height = TRUTH_COLOURS[dark], picture.width, picture.height
     shown = np.flatnonzero(scene.shown_boxes(threshold)).tolist()
     tagged = [(scene.boxes[i], scene.box_labels[i], float(scene.box_scores[i])) for i in shown]
@@ -249,13 +256,9 @@ def _annotate(
     categories = point_categories(scene, by, threshold)
     if categories is not None:
         names += [name for name in categories.names if name not in names]
-    names = names[: max(0, (height - 140) // 18)]
-    if names:
-        draw.rectangle((0, MARGIN + 44, 170, MARGIN + 50 + 18 * len(names)), BACKGROUNDS[dark])
-    for row, name in enumerate(names):
-        top = MARGIN + 48 + 18 * row
-        draw.rectangle((MARGIN, top + 2, MARGIN + 11, top + 13), _colour(by, name, classes))
-        draw.text((MARGIN + 18, top), _plain(name, 30), ink, small)
+    _legend(draw, [(name, _colour(by, name, classes)) for name in names[: max(0, (height - 140) // 18)]], MARGIN + 44, dark)
+    if projection.flat:
+        _scale_bar(draw, projection, dark)
     values = point_values(scene, by)
     if values is not None and len(values):
         low, high = colour_range(values)
@@ -264,8 +267,46 @@ def _annotate(
         unit = " m" if by == "height" else ""
         draw.text((MARGIN, height - MARGIN - 30), f"{_plain(by, 24)}  {low:.4g} to {high:.4g}{unit}", ink, small)
     elif by == "rgb":
-        draw.text((width - MARGIN, height - MARGIN), "own colours", ink, small, "rd")
+        draw.text((width - MARGIN, height - MARGIN - 20), "own colours", ink, small, "rd")
     return np.asarray(picture)
+
+
+def _drawable(image: Image) -> tuple[Any, Any]:
+    """A picture of Pillow's, and what draws on it."""
+    from PIL import Image as Pillow
+    from PIL import ImageDraw
+
+    picture = Pillow.fromarray(image)
+    return picture, ImageDraw.Draw(picture)
+
+
+def _legend(draw: Any, rows: Sequence[tuple[str, Colour]], top: int, dark: bool) -> None:
+    """Names beside squares of their colours, from `top` pixels on."""
+    if rows:
+        draw.rectangle((0, top, 170, top + 6 + 18 * len(rows)), BACKGROUNDS[dark])
+    for row, (name, colour) in enumerate(rows):
+        start = top + 4 + 18 * row
+        draw.rectangle((MARGIN, start + 2, MARGIN + 11, start + 13), colour)
+        draw.text((MARGIN + 18, start), _plain(name, 30), TRUTH_COLOURS[dark], _font(12))
+
+
+def bar_length(projection: Projection, width: int) -> float:
+    """Metres of a scale bar: the largest of 1, 2, 5, 10, 20, ... that takes no more than a quarter of the width in pixels."""
+    most = width / 4 / projection.scale
+    power = 10.0 ** math.floor(math.log10(most))
+    return power * max(step for step in (1, 2, 5) if step * power <= most * (1 + 1e-9))
+
+
+def _scale_bar(draw: Any, projection: Projection, dark: bool) -> None:
+    """A bar at the bottom right with its length in metres; only for parallel views, and none in a picture too small for its margins."""
+    if projection.scale <= 0:
+        return
+    width, height = draw.im.size
+    metres = bar_length(projection, width)
+    right, bottom, ink = width - MARGIN, height - MARGIN, TRUTH_COLOURS[dark]
+    left = right - round(metres * projection.scale)
+    draw.rectangle((left, bottom - 3, right, bottom), ink)
+    draw.text((right, bottom - 6), f"{metres:g} m", ink, _font(12), "rd", stroke_width=2, stroke_fill=BACKGROUNDS[dark])
 
 
 def _tags(
@@ -315,10 +356,11 @@ def save_picture(
     """Writes `render`'s picture as a PNG, whole or not at all. The arguments and errors are those of `render`.
 
     Raises:
-        InputError: also where the file cannot be written.
+        InputError: also for a name that does not end in .png, and where the file cannot be written.
     """
     from PIL import Image as Pillow
 
+    check_ending(path, PICTURES)
     image = render(scene, colour=colour, threshold=threshold, view=view, size=size, dark=dark)
     with atomic_path(path) as temporary:
         Pillow.fromarray(image).save(temporary, format="PNG")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import overload
 
 import numpy as np
@@ -165,6 +166,16 @@ def check_scenes(scenes: Sequence[Scene]) -> None:
     """Raises an InputError where there is nothing to show."""
     if not len(scenes):
         raise InputError("nothing to show: no frame was given")
+
+
+PAGES, PICTURES = (".html", ".htm"), (".png",)
+"""Endings of the files that the viewer writes."""
+
+
+def check_ending(path: str | Path, endings: Sequence[str]) -> None:
+    """Raises an `InputError` unless a file's name ends like what it will hold."""
+    if Path(path).suffix.lower() not in endings:
+        raise InputError(f"{path}: its name must end in {' or '.join(endings)}")
 
 
 def box_text(label: str, score: float) -> str:
