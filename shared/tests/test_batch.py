@@ -24,7 +24,7 @@ def test_files_folders_and_patterns_each_once(tmp_path: Path) -> None:
     assert found(tmp_path / "c.bin", tmp_path / "[1].txt") == ["c.bin", "[1].txt"]  # what is named is meant, whatever it is called
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"empty: holds no texts$"):
-        found(tmp_path / "a.txt", tmp_path / "empty")
+        found(tmp_path / "empty")
     for missing in ("none.txt", "*.bin", "**/d.txt"):
         with pytest.raises(InputError, match="no such file or folder, and no file matches it"):
             found(str(tmp_path / missing))
@@ -32,10 +32,11 @@ def test_files_folders_and_patterns_each_once(tmp_path: Path) -> None:
 
 def test_what_is_missing_stays_among_what_is_there(tmp_path: Path) -> None:
     (tmp_path / "a.txt").touch()
-    missing = tmp_path / "none.txt"
-    assert found(missing, tmp_path, str(tmp_path / "*.bin"), missing) == ["none.txt", "a.txt", "*.bin"]
+    missing, empty = tmp_path / "none.txt", tmp_path / "empty"
+    empty.mkdir()
+    assert found(missing, tmp_path, empty, str(tmp_path / "*.bin"), missing) == ["none.txt", "a.txt", "empty", "*.bin"]
     with pytest.raises(InputError, match=r"none\.txt: no such file or folder, and no file matches it$"):
-        found(missing, str(tmp_path / "*.bin"))
+        found(missing, str(tmp_path / "*.bin"), empty)
 
 
 def test_results_of_one_name_and_results_that_are_there(tmp_path: Path) -> None:

@@ -31,8 +31,8 @@ class Summary:
 def find_files(inputs: Sequence[str | Path], inside: Callable[[Path], list[Path]], usable: Callable[[Path], bool], what: str) -> list[Path]:
     """What is meant by files, folders and patterns such as "clips/*.json", each once.
 
-    What does not exist stays in the list under the name it was given if there is anything else: reading it fails like a damaged
-    file, alone, and the rest of the batch goes on.
+    What does not exist, and folders without any of it, stay in the list if there is anything else: reading them fails like a
+    damaged file, alone, and the rest of the batch goes on.
 
     Args:
         inside: what a folder means, in order: itself, or what lies in it.
@@ -40,7 +40,7 @@ def find_files(inputs: Sequence[str | Path], inside: Callable[[Path], list[Path]
         what: is looked for, as errors call it.
 
     Raises:
-        InputError: where nothing of what was given exists, and for folders without any of it.
+        InputError: where nothing of what was given is there.
     """
     found: list[Path] = []
     missing: list[Path] = []
@@ -48,18 +48,15 @@ def find_files(inputs: Sequence[str | Path], inside: Callable[[Path], list[Path]
         path = Path(given)
         if path.is_dir():
             meant = inside(path)
-            if not meant:
-                raise InputError(f"{path}: holds no {what}")
         elif path.exists():
             meant = [path]
         else:
             meant = [match for name in sorted(glob.glob(str(given), recursive=True)) if usable(match := Path(name))]
-            if not meant:
-                missing.append(path)
-                meant = [path]
-        found += meant
+        found += meant or [path]
+        missing += [] if meant else [path]
     if missing and len(missing) == len(inputs):
-        raise InputError(f"{missing[0]}: no such file or folder, and no file matches it")
+        first = missing[0]
+        raise InputError(f"{first}: holds no {what}" if first.is_dir() else f"{first}: no such file or folder, and no file matches it")
     return list(dict.fromkeys(found))
 
 

@@ -135,7 +135,7 @@ class Reading:
 def check_is_file(path: Path) -> None:
     """Raises `InputError` where a path is no file, or an empty one."""
     if path.is_dir():
-        raise InputError(f"{path}: is a folder; give one of the point cloud files in it")
+        raise InputError(f"{path}: is a folder; a point cloud file is expected")
     if not path.exists():
         raise InputError(f"{path}: no such file")
     if not path.is_file():
