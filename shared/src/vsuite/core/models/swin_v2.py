@@ -73,11 +73,11 @@ class CosineWindowAttention(ShiftedWindowAttention):
 
     def attend(self, windows: Tensor, bias: Tensor) -> Tensor:
         bias_of_qkv = self._biases() if self.qkv.bias is None else self.qkv.bias
-        query, key, value = (
-            F.linear(windows, self.qkv.weight, bias_of_qkv).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
-        )  # B, N, heads, C / heads
-        query = F.normalize(query, dim=-1) * self.temperature()[:, 0]
-        key = F.normalize(key, dim=-1)
+        projected = F.linear(windows, self.qkv.weight, bias_of_qkv).unflatten(-1, (3, self.num_heads, -1))  # B, N, 3, heads, C / heads
+        value, directed = projected[:, :, 2], projected[:, :, :2]
+        temperature = self.temperature()[:, 0]
+        lengths = torch.linalg.vector_norm(directed, dim=-1, keepdim=True).clamp_min(1e-12)
+        query, key = (directed * (torch.stack([temperature, torch.ones_like(temperature)]) / lengths)).unbind(2)
         return self.proj(attend(query.flatten(2), key.flatten(2), value.flatten(2), self.num_heads, scale=1.0, bias=bias))
 
     def _biases(self) -> Tensor:
