@@ -39,21 +39,32 @@ class SetAbstraction(nn.Module):
 
     def forward(self, points: Tensor, features: Tensor | None) -> tuple[Tensor, Tensor]:
         """points: B, N, 3; features: B, N, C -> B, M, 3 and B, M, C'."""
-        centres, x = self._group(points, features)
-        for conv, norm in zip(self.mlp_convs, self.mlp_bns, strict=True):
-            assert isinstance(conv, nn.Conv2d)
-            x = F.relu(normalised(F.linear(x, conv.weight.flatten(1), conv.bias), norm))
+        centres, x = self._first_layer(points, features)
+        for number, norm in enumerate(self.mlp_bns):
+            if number:
+                x = F.linear(x, *self._matrix(number))
+            x = F.relu(normalised(x, norm))
         return centres, x.amax(2)
 
-    def _group(self, points: Tensor, features: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Centres B, M, 3, and what the layers see of each neighbour: B, M, k, C."""
+    def _matrix(self, number: int) -> tuple[Tensor, Tensor | None]:
+        """A 1 x 1 convolution's weight as a matrix, and its bias."""
+        conv = self.mlp_convs[number]
+        assert isinstance(conv, nn.Conv2d)
+        return conv.weight.flatten(1), conv.bias
+
+    def _first_layer(self, points: Tensor, features: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Centres B, M, 3, and what the first layer makes of each neighbour: B, M, k, C.
+
+        What it makes of the features of a point is the same for all balls, so it is computed once a point.
+        """
+        weight, bias = self._matrix(0)
         if self.num_centres is None:
             joined = points if features is None else torch.cat([points, features], dim=-1)
-            return torch.zeros_like(points[:, :1]), joined.unsqueeze(1)
+            return torch.zeros_like(points[:, :1]), F.linear(joined, weight, bias).unsqueeze(1)
         centres = gather_points(points, farthest_points(points, min(self.num_centres, points.shape[1])))
         index = ball_query(points, centres, self.radius, self.num_samples)
-        near = gather_points(points, index) - centres.unsqueeze(2)
-        return centres, near if features is None else torch.cat([near, gather_points(features, index)], dim=-1)
+        x = F.linear(gather_points(points, index) - centres.unsqueeze(2), weight[:, :3], bias)
+        return centres, x if features is None else x + gather_points(F.linear(features, weight[:, 3:]), index)
 
     def fold(self) -> None:
         for i, (conv, norm) in enumerate(zip(self.mlp_convs, self.mlp_bns, strict=True)):
