@@ -12,8 +12,11 @@ from vsuite.core.cli import options
 
 
 def found(*inputs: str | Path) -> list[str]:
-    paths = find_files(inputs, lambda folder: sorted(folder.glob("*.txt")), lambda path: path.suffix == ".txt", "texts")
-    return [path.name for path in paths]
+    return [path.name for path in find(*inputs)[0]]
+
+
+def find(*inputs: str | Path) -> tuple[list[Path], list[str]]:
+    return find_files(inputs, lambda folder: sorted(folder.glob("*.txt")), lambda path: path.suffix == ".txt", "texts")
 
 
 def test_files_folders_and_patterns_each_once(tmp_path: Path) -> None:
@@ -30,13 +33,19 @@ def test_files_folders_and_patterns_each_once(tmp_path: Path) -> None:
             found(str(tmp_path / missing))
 
 
-def test_what_is_missing_stays_among_what_is_there(tmp_path: Path) -> None:
+def test_what_is_missing_is_told_beside_what_is_there(tmp_path: Path) -> None:
     (tmp_path / "a.txt").touch()
     missing, empty = tmp_path / "none.txt", tmp_path / "empty"
     empty.mkdir()
-    assert found(missing, tmp_path, empty, str(tmp_path / "*.bin"), missing) == ["none.txt", "a.txt", "empty", "*.bin"]
+    paths, failed = find(missing, tmp_path, empty, str(tmp_path / "*.bin"), missing)
+    assert paths == [tmp_path / "a.txt"]
+    assert failed == [
+        f"{missing}: no such file or folder, and no file matches it",
+        f"{empty}: holds no texts",
+        f"{tmp_path}/*.bin: no such file or folder, and no file matches it",
+    ]
     with pytest.raises(InputError, match=r"none\.txt: no such file or folder, and no file matches it$"):
-        found(missing, str(tmp_path / "*.bin"), empty)
+        find(missing, str(tmp_path / "*.bin"), empty)
 
 
 def test_results_of_one_name_and_results_that_are_there(tmp_path: Path) -> None:

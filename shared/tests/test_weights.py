@@ -118,6 +118,8 @@ def test_a_container_of_any_name_is_opened_where_it_stands_alone() -> None:
     assert read_state_dict({"params": {"mine": state}}).keys() == {"weight"}
     assert read_state_dict({"weight": torch.ones(2)}).keys() == {"weight"}
     with pytest.raises(InputError, match="holds no tensors"):
+        read_state_dict({"optimizer": {"state": {0: {"exp_avg": torch.zeros(1)}}}})
+    with pytest.raises(InputError, match="holds no tensors"):
         read_state_dict({"one": state, "two": state})
 
 

@@ -239,7 +239,7 @@ def test_official_files_are_recognised(name: str, options: dict[str, Any], tmp_p
 def test_v2_takes_a_file_of_another_window_only_if_told_what_it_was_trained_with() -> None:
     source = tiny("swin_v2_tiny", window_size=8, image_size=128)
     official = source.state_dict() | official_buffers(source)
-    with pytest.raises(InputError, match=r"trained for windows of \[8, 8, 8, 4\].*those of \[4, 4, 4, 4\].*window_size=8"):
+    with pytest.raises(InputError, match=r"for windows of \[8, 8, 8, 4\].*those of \[4, 4, 4, 4\].*sizes=\[8, 8, 8, 4\].*window_size=8"):
         tiny("swin_v2_tiny", window_size=4, image_size=128, weights=official)
     wider = tiny("swin_v2_tiny", window_size=16, image_size=256, pretrained_window_sizes=(8, 8, 8, 4), weights=official)
     assert torch.equal(wider.state_dict()["layers.0.blocks.0.attn.cpb_mlp.2.weight"], official["layers.0.blocks.0.attn.cpb_mlp.2.weight"])
@@ -323,3 +323,12 @@ def test_wrong_options_are_named(options: dict[str, Any], message: str) -> None:
 def test_wrong_pretrained_windows_are_named() -> None:
     with pytest.raises(InputError, match="a number from 0 up for each stage"):
         create_model("swin_v2_tiny", pretrained_window_sizes=(12, 12))
+
+
+@pytest.mark.parametrize("size", [(64, 64), (50, 71)])
+def test_v2_in_half_precision_takes_padded_windows(size: tuple[int, int]) -> None:
+    model = tiny("swin_v2_tiny")
+    x = torch.randn(1, 3, *size)
+    with torch.inference_mode():
+        expected, found = model(x), model.half()(x.half())
+    torch.testing.assert_close(found.float(), expected, atol=0.02, rtol=0.02)

@@ -70,7 +70,7 @@ def test_transparency_never_goes_to_jpeg(tmp_path: Path, restorer: Restorer, cap
 def test_results_in_png_instead_of_jpeg_are_planned_like_all_others(tmp_path: Path, restorer: Restorer) -> None:
     source = save(tmp_path / "in" / "a.png", "RGBA")
     done = restore_files(restorer, source, tmp_path / "in", outputs=Outputs("", "jpg", existing="overwrite"), show=False)
-    assert [message for _, message in done.failed] == [f"{source}: is an input; results need another name or folder"]
+    assert done.failed == [f"{source}: is an input; results need another name or folder"]
     assert Image.open(source).size == (8, 6)
     skipping = Outputs("_x2", "jpg", existing="skip")
     written, skipped = (restore_files(restorer, source, tmp_path / "out", outputs=skipping, show=False) for _ in range(2))
@@ -108,7 +108,7 @@ def test_a_still_does_not_become_a_gif(tmp_path: Path, restorer: Restorer) -> No
     Image.fromarray(np.zeros((4, 4), np.uint16)).save(tmp_path / "b.png")
     done = restore_files(restorer, [tmp_path / "a.png", tmp_path / "b.png"], tmp_path / "out", outputs=Outputs("", "gif"), show=False)
     assert len(done.failed) == 2
-    assert all("pictures are written as .png" in message for _, message in done.failed)
+    assert all("pictures are written as .png" in message for message in done.failed)
     with pytest.raises(InputError, match="--ext 'ppm' is not known"):
         Outputs("", "ppm")
 
@@ -139,7 +139,7 @@ def test_skip_overwrite_and_refuse(tmp_path: Path, restorer: Restorer) -> None:
     there = tmp_path / "out" / "a_x2.png"
     there.write_text("mine")
     done = restore_files(restorer, tmp_path / "in", tmp_path / "out", show=False)
-    assert [message for _, message in done.failed] == [f"{there}: exists; --skip-existing leaves it, --overwrite replaces it"]
+    assert done.failed == [f"{there}: exists; --skip-existing leaves it, --overwrite replaces it"]
     assert ([job.source.name for job in done.written], there.read_text()) == (["b.png"], "mine")
     done = restore_files(restorer, tmp_path / "in", tmp_path / "out", outputs=Outputs("_x2", existing="skip"), show=False)
     assert (len(done.skipped), len(done.written), there.read_text()) == (2, 0, "mine")
@@ -154,7 +154,7 @@ def test_one_bad_file_does_not_stop_the_others(tmp_path: Path, restorer: Restore
     (tmp_path / "in" / "b.png").write_bytes(b"no picture")
     done = restore_files(restorer, tmp_path / "in", tmp_path / "out", show=False)
     assert [job.source.name for job in done.written] == ["a.png", "c.png"]
-    assert [path.name for path, _ in done.failed] == ["b.png"]
+    assert [message.partition(": ")[0] for message in done.failed] == [str(tmp_path / "in" / "b.png")]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a_x2.png", "c_x2.png"]
 
 
@@ -165,25 +165,43 @@ def test_only_those_that_collide_are_refused(tmp_path: Path, restorer: Restorer,
     assert [job.source for job in done.written] == [third, tmp_path / "in" / "inner" / "a.png"]
     what = "restore them into folders of their own"
     expected = {
-        first: f"{first} and {second} would both become {tmp_path / 'out' / 'a.png'}; {what}",
-        second: f"{second} and {first} would both become {tmp_path / 'out' / 'A.png'}; {what}",
+        f"{first} and {second} would both become {tmp_path / 'out' / 'a.png'}; {what}",
+        f"{second} and {first} would both become {tmp_path / 'out' / 'A.png'}; {what}",
     }
-    assert dict(done.failed) == expected
-    assert sorted(capsys.readouterr().err.splitlines()[:2]) == sorted(expected.values())
+    assert set(done.failed) == expected
+    assert set(capsys.readouterr().err.splitlines()[:2]) == expected
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["b.png", "inner"]
 
 
 def test_processes_share_a_batch(tmp_path: Path, restorer: Restorer) -> None:
-    for name in "abcde":
-        save(tmp_path / "in" / f"{name}.png")
-    names = []
+    names = [f"{number:02}.png" for number in range(12)] + [f"inner/{number:02}.png" for number in range(12)]
+    for name in names:
+        save(tmp_path / "in" / name)
+    done = []
     for number in (1, 2, 3):
-        done = restore_files(restorer, tmp_path / "in", tmp_path / "out", part=(number, 3), show=False)
-        assert not done.failed  # what other processes have written meanwhile is theirs
-        names.append([job.source.stem for job in done.written])
-    assert names == [["a", "d"], ["b", "e"], ["c"]]
-    with pytest.raises(InputError, match="part 4 of 3"):
-        restore_files(restorer, tmp_path / "in", tmp_path / "out", part=(4, 3), show=False)
+        summary = restore_files(restorer, tmp_path / "in", tmp_path / "out", part=(number, 3), show=False)
+        assert not summary.failed  # what other processes have written meanwhile is theirs
+        assert 4 <= len(summary.written) <= 12
+        done += [job.source.relative_to(tmp_path / "in").as_posix() for job in summary.written]
+        summary.written[0].source.unlink()  # and what they have moved away changes nothing
+    assert sorted(done) == names
+
+
+def test_parts_that_there_are_not(tmp_path: Path, restorer: Restorer) -> None:
+    for part, what in (((4, 3), "there are 3 parts, 1 to 3"), ((0, 1), "there is 1 part, 1 to 1"), ((1, 0), "must be at least one part")):
+        with pytest.raises(InputError, match=f"part {part[0]} of {part[1]}: .*{what}$"):
+            restore_files(restorer, save(tmp_path / "a.png"), tmp_path / "out", part=part, show=False)
+
+
+@pytest.mark.parametrize("given", ["in", "in/*.png", "in/a.png"])
+def test_parts_do_not_write_among_inputs(tmp_path: Path, restorer: Restorer, given: str) -> None:
+    """Where the results of one would be inputs of the others."""
+    for name in "abcdef":
+        save(tmp_path / "in" / f"{name}.png")
+    for number in (1, 2):
+        with pytest.raises(InputError, match=r"in: holds inputs, .*; --part needs another --out$"):
+            restore_files(restorer, str(tmp_path / given), tmp_path / "in", part=(number, 2), show=False)
+    assert len(list((tmp_path / "in").iterdir())) == 6
 
 
 def test_results_never_replace_inputs_or_folders(tmp_path: Path, restorer: Restorer) -> None:
@@ -192,19 +210,31 @@ def test_results_never_replace_inputs_or_folders(tmp_path: Path, restorer: Resto
     before = (tmp_path / "in" / "a.png").read_bytes()
     done = restore_files(restorer, tmp_path / "in", tmp_path / "in", outputs=Outputs("", "png", existing="overwrite"), show=False)
     assert not done.written
-    assert ["is an input" in message for _, message in done.failed] == [True, False]
-    assert "b.png: is a folder" in done.failed[1][1]
+    assert ["is an input" in message for message in done.failed] == [True, False]
+    assert "b.png: is a folder" in done.failed[1]
     assert (tmp_path / "in" / "a.png").read_bytes() == before
 
 
-def test_what_does_not_exist_does_not_stop_the_others(tmp_path: Path, restorer: Restorer) -> None:
+def test_what_does_not_exist_does_not_stop_the_others(tmp_path: Path, restorer: Restorer, capsys) -> None:
     source = save(tmp_path / "a.png")
-    given = [tmp_path / "missing.png", source, str(tmp_path / "*.tif")]
-    done = restore_files(restorer, given, tmp_path / "out", show=False)
+    (tmp_path / "empty").mkdir()
+    given = [tmp_path / "missing.png", source, str(tmp_path / "*.tif"), tmp_path / "empty"]
+    done = restore_files(restorer, given, tmp_path / "out")
     assert [job.source for job in done.written] == [source]
-    assert [message for _, message in done.failed] == [f"{tmp_path / name}: no such file" for name in ("missing.png", "*.tif")]
+    nothing = "no such file or folder, and no file matches it"
+    expected = [f"{tmp_path / name}: {nothing}" for name in ("missing.png", "*.tif")]
+    assert done.failed[:2] == expected
+    assert done.failed[2].startswith(f"{tmp_path / 'empty'}: holds no pictures or videos (")
+    assert capsys.readouterr().err.splitlines()[:3] == done.failed
     with pytest.raises(InputError, match="no such file or folder"):
         restore_files(restorer, tmp_path / "missing.png", tmp_path / "out", show=False)
+
+
+def test_what_does_not_exist_collides_with_nothing(tmp_path: Path, restorer: Restorer) -> None:
+    source, missing = save(tmp_path / "a.png"), tmp_path / "a.bmp"
+    done = restore_files(restorer, [source, missing], tmp_path / "out", outputs=Outputs("", "png"), show=False)
+    assert [job.output for job in done.written] == [tmp_path / "out" / "a.png"]
+    assert [message.partition(": ")[0] for message in done.failed] == [str(missing)]
 
 
 def test_formats_that_are_not_read_are_mentioned(tmp_path: Path, restorer: Restorer) -> None:
@@ -217,7 +247,7 @@ def test_formats_that_are_not_read_are_mentioned(tmp_path: Path, restorer: Resto
     assert [str(warning.message) for warning in caught] == [f"{tmp_path / 'in'}: {line}"]
     assert [job.source.name for job in done.written] == ["a.png"]
     named = restore_files(restorer, tmp_path / "in" / "b.HEIC", tmp_path / "out", show=False)
-    assert named.failed[0][1] == f"{tmp_path / 'in' / 'b.HEIC'}: HEIC is not read; convert it to PNG, JPEG or TIFF first"
+    assert named.failed[0] == f"{tmp_path / 'in' / 'b.HEIC'}: HEIC is not read; convert it to PNG, JPEG or TIFF first"
 
 
 @pytest.mark.parametrize("suffix", [".avif", ".jp2"])
@@ -252,7 +282,7 @@ def test_an_animation_does_not_go_into_a_still(tmp_path: Path, restorer: Restore
     frames = [Image.new("RGB", (10, 8), colour) for colour in ("red", "blue")]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
     done = restore_files(restorer, tmp_path / "a.gif", tmp_path / "out", outputs=Outputs("", "jpg"), show=False)
-    assert "is animated; .jpg holds a still picture" in done.failed[0][1]
+    assert "is animated; .jpg holds a still picture" in done.failed[0]
     with pytest.raises(InputError, match="holds 2 frames, an animation; a still picture is expected"):
         read_picture(tmp_path / "a.gif")
 

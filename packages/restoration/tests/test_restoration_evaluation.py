@@ -21,6 +21,15 @@ from vsuite.restoration.resize import imresize
 X2 = Conventions(2, 2)
 
 
+def test_both_kinds_of_evaluation_call_pictures_the_same(tmp_path):
+    for name in ("a.png", "inner/b.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.effect_noise((16, 16), 50).save(tmp_path / name)
+    methods = evaluate_methods(tmp_path, {"bicubic": resize_method("bicubic", 2)}, X2).results["bicubic"]
+    folder = evaluate_folder(tmp_path, tmp_path, X2).results["restored"]
+    assert [row.name for row in folder.rows] == [row.name for row in methods.rows] == ["a", "inner/b"]
+
+
 def test_equal_folders_are_perfect(pictures, tmp_path):
     found = evaluate_folder(pictures, pictures, X2)
     assert found.results["restored"].summary["psnr_y"] == math.inf
@@ -96,6 +105,15 @@ def test_pictures_of_subfolders_keep_their_names_and_sizes_apart(tmp_path):
     write_evaluation(found, tmp_path / "out")
     rows = csv.DictReader((tmp_path / "out" / "metrics.csv").open())
     assert [(row["image"], row["width"], row["height"]) for row in rows] == [("a", "20", "14"), ("inner/a", "12", "12")]
+
+
+def test_what_one_method_makes_of_a_wrong_size_is_in_no_mean(pictures):
+    bicubic = resize_method("bicubic", 2)
+    methods = {"bicubic": bicubic, "m": lambda low: bicubic(low)[: 44 if low.shape[0] == 24 else None]}
+    found = evaluate_methods(pictures, methods, X2)
+    assert {name: [row.index for row in result.rows] for name, result in found.results.items()} == {"bicubic": [1, 3, 5], "m": [1, 3, 5]}
+    line = "m makes 40 x 44 x 3 of 20 x 24 x 3, not 40 x 48 x 3"
+    assert found.failed == [f"{pictures / f'picture_{number}.png'}: {line}" for number in (0, 2, 4)]
 
 
 def test_what_one_method_cannot_restore_is_in_no_mean(pictures):

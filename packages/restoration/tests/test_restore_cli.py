@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from vsuite.core import InputError, create_model, load_published, save_weights
 from vsuite.core.weights import read_state_dict
-from vsuite.restoration import demo
+from vsuite.restoration import cli, demo
 from vsuite.restoration.cli import app
 
 TINY = {"embed_dim": 8, "growth": 4, "depths": (1,), "num_heads": 2, "window_size": 4, "upsample_dim": 8}
@@ -51,6 +51,16 @@ def test_a_long_list_of_results_says_how_many_more(tmp_path: Path, weights: Path
     lines = run("predict", tmp_path / "in", "--weights", weights, "--out", tmp_path / "out", "--device", "cpu").splitlines()
     assert [line for line in lines if " -> " in line][-1].startswith(f"{tmp_path / 'in' / '19.png'} -> ")
     assert lines[-2:] == ["and 3 more", "23 written"]
+
+
+def test_missing_inputs_end_with_an_error_after_the_others(tmp_path: Path, weights: Path, capsys) -> None:
+    Image.new("RGB", (2, 2)).save(tmp_path / "a.png")
+    given = ["predict", tmp_path / "a.png", tmp_path / "b.png", "--weights", weights, "--out", tmp_path / "out", "--device", "cpu"]
+    with pytest.raises(SystemExit) as left:
+        cli.run(cli.app, [str(argument) for argument in given])
+    assert left.value.code == 2
+    assert f"1 of 2 files failed; first: {tmp_path / 'b.png'}: no such file" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a_x2.png"]
 
 
 def test_the_result_is_the_models(tmp_path: Path, weights: Path) -> None:

@@ -265,9 +265,9 @@ def test_two_people_with_one_number(tmp_path: Path) -> None:
 def test_inputs_are_found(tmp_path: Path) -> None:
     folder = openpose(tmp_path / "clip", person(BODY25))
     path = write(tmp_path / "a.json", results(person(COCO17)))
-    assert find_detections([tmp_path]) == [path, folder]
-    assert find_detections([folder]) == [folder]
-    assert find_detections([str(tmp_path / "*.json"), path]) == [path]
+    assert find_detections([tmp_path]) == ([path, folder], [])
+    assert find_detections([folder]) == ([folder], [])
+    assert find_detections([str(tmp_path / "*.json"), path]) == ([path], [])
     with pytest.raises(InputError, match="no such file"):
         find_detections([tmp_path / "absent.json"])
     (tmp_path / "empty").mkdir()

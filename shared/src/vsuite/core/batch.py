@@ -28,22 +28,24 @@ class Summary:
         return len(self.lines) + len(self.failed)
 
 
-def find_files(inputs: Sequence[str | Path], inside: Callable[[Path], list[Path]], usable: Callable[[Path], bool], what: str) -> list[Path]:
+def find_files(
+    inputs: Sequence[str | Path], inside: Callable[[Path], list[Path]], usable: Callable[[Path], bool], what: str
+) -> tuple[list[Path], list[str]]:
     """What is meant by files, folders and patterns such as "clips/*.json", each once.
-
-    What does not exist, and folders without any of it, stay in the list if there is anything else: reading them fails like a
-    damaged file, alone, and the rest of the batch goes on.
 
     Args:
         inside: what a folder means, in order: itself, or what lies in it.
         usable: which of what a pattern matches is meant.
         what: is looked for, as errors call it.
 
+    Returns:
+        What is there, and what is wrong with inputs that mean nothing: a line each.
+
     Raises:
-        InputError: where nothing of what was given is there.
+        InputError: where there is nothing at all.
     """
     found: list[Path] = []
-    missing: list[Path] = []
+    failed: list[str] = []
     for given in inputs:
         path = Path(given)
         if path.is_dir():
@@ -52,12 +54,12 @@ def find_files(inputs: Sequence[str | Path], inside: Callable[[Path], list[Path]
             meant = [path]
         else:
             meant = [match for name in sorted(glob.glob(str(given), recursive=True)) if usable(match := Path(name))]
-        found += meant or [path]
-        missing += [] if meant else [path]
-    if missing and len(missing) == len(inputs):
-        first = missing[0]
-        raise InputError(f"{first}: holds no {what}" if first.is_dir() else f"{first}: no such file or folder, and no file matches it")
-    return list(dict.fromkeys(found))
+        found += meant
+        if not meant:
+            failed.append(f"{path}: holds no {what}" if path.is_dir() else f"{path}: no such file or folder, and no file matches it")
+    if failed and not found:
+        raise InputError(failed[0])
+    return list(dict.fromkeys(found)), list(dict.fromkeys(failed))
 
 
 def check_names(names: Sequence[str]) -> None:

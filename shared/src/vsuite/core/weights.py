@@ -129,9 +129,11 @@ def _read_tensors(source: Source) -> dict[str, Tensor]:
 
 
 def _only_value(content: Mapping[Any, Any]) -> Any:
-    """What a dictionary holds under a single name that is not known, if that is a dictionary; else the dictionary itself."""
+    """The tensors, or the known container, that a dictionary holds under a single name that is not known; else the dictionary itself."""
     value = next(iter(content.values())) if len(content) == 1 else None
-    return value if isinstance(value, Mapping) and value else content
+    if not isinstance(value, Mapping):
+        return content
+    return value if any(isinstance(entry, Tensor) or key in CONTAINERS for key, entry in value.items()) else content
 
 
 def _unwrapped(state: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:

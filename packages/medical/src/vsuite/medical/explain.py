@@ -144,7 +144,7 @@ def explain_files(
     """
     check_method(predictor.model, method)
     by_name = {one.name: one for one in found}
-    samples = [sample for sample in find_images(inputs) if sample.name in by_name]
+    samples = [sample for sample in find_images(inputs)[0] if sample.name in by_name]
     paths = []
     for index, sample in enumerate(samples):
         image = preprocess(read_image(sample.image), predictor.note.image)

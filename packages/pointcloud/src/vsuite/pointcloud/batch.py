@@ -46,7 +46,7 @@ class Outputs:
     overwrite: bool = False
 
 
-def find_clouds(inputs: Sequence[str | Path]) -> list[Path]:
+def find_clouds(inputs: Sequence[str | Path]) -> tuple[list[Path], list[str]]:
     """The point clouds in files, directly in folders, and patterns such as "sweeps/*.bin"; see `vsuite.core.batch.find_files`."""
     return find_files(inputs, list_clouds, is_cloud, "point clouds")
 
@@ -70,13 +70,15 @@ def predict_files(
         reading: how files are read. category: the class of the shapes, for their parts.
 
     Raises:
-        InputError: where all inputs are missing, two have one name, or results are there already: before anything is computed.
+        InputError: where nothing that was given is there, two inputs have one name, or results are there: before anything is computed.
     """
-    paths = find_clouds(inputs)
+    paths, missing = find_clouds(inputs)
     names = [name_of(path) for path in paths]
     check_names(names)
     work = {"detect": _detect, "classify": _classify, "parts": _label_parts}[predictor.note.task]
-    return work(predictor, dict(zip(names, paths, strict=True)), outputs, reading or Reading(), category)
+    summary = work(predictor, dict(zip(names, paths, strict=True)), outputs, reading or Reading(), category)
+    summary.failed += missing
+    return summary
 
 
 def _detect(predictor: Predictor, paths: dict[str, Path], outputs: Outputs, reading: Reading, category: str | None) -> Summary:

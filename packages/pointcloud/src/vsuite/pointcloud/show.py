@@ -46,8 +46,8 @@ def show(
     if save is not None:
         check_ending(save, (*PAGES, *PICTURES))
     as_page, reading = save is not None and Path(save).suffix.lower() in PAGES, reading or Reading()
-    given = find_clouds(inputs)
-    paths, failed = _readable(given, reading, every=as_page)
+    paths, failed = find_clouds(inputs)
+    total = len(paths) + len(failed)
     found = {} if predictions is None else read_boxes(predictions)
     truth = {} if labels is None else read_boxes(labels) if Path(labels).suffix == ".json" else _label_files(Path(labels))
     names = [name_of(path) for path in paths]
@@ -55,41 +55,32 @@ def show(
         if boxes and not set(boxes) & set(names):
             raise InputError(f"{source}: has boxes of {', '.join(list(boxes)[:4])}, and none of {', '.join(names[:4])}")
 
-    def load(index: int) -> Scene:
-        name = names[index]
-        return scene_of(name, reading.read(paths[index]), found.get(name, NOTHING), truth.get(name, NOTHING))
+    def load(path: Path) -> Scene:
+        name = name_of(path)
+        return scene_of(name, reading.read(path), found.get(name, NOTHING), truth.get(name, NOTHING))
 
-    scenes = LazyScenes(names, load)
+    shown: list[Path] = []
+    for path in paths:
+        try:
+            if as_page or not shown:  # what goes into a page is read twice, rather than all of it kept in memory
+                load(path)
+            else:
+                check_is_file(path)
+            shown.append(path)
+        except InputError as error:
+            failed.append(str(error))
+    if not shown:
+        check_failed(failed, total, "files cannot be read")
+    for line in failed:
+        console(stderr=True).print(f"not shown: {line}", soft_wrap=True, markup=False, highlight=False)
+    scenes = LazyScenes([name_of(path) for path in shown], lambda index: load(shown[index]))
     if save is None:
         view(scenes, colour=colour, threshold=threshold, port=port)
     elif as_page:
         save_page(scenes, save, colour=colour, threshold=threshold)
     else:
         save_picture(scenes[0], save, colour=colour, threshold=threshold)
-    check_failed(failed, len(given), "files cannot be read")
-
-
-def _readable(paths: Sequence[Path], reading: Reading, *, every: bool) -> tuple[list[Path], list[str]]:
-    """The files that can be shown, and what is wrong with the others, which is said at once.
-
-    Not `every` file is read here but the first; of the later ones only those that are missing or empty are found.
-    """
-    good: list[Path] = []
-    failed: list[str] = []
-    for path in paths:
-        try:
-            if every or not good:
-                reading.read(path)
-            else:
-                check_is_file(path)
-            good.append(path)
-        except InputError as error:
-            failed.append(str(error))
-    if not good:
-        check_failed(failed, len(paths), "files cannot be read")
-    for line in failed:
-        console(stderr=True).print(f"not shown: {line}", soft_wrap=True, markup=False, highlight=False)
-    return good, failed
+    check_failed(failed, total, "files cannot be read")
 
 
 def _label_files(folder: Path) -> dict[str, Boxes]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import os
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -59,9 +61,10 @@ class Outputs:
 
 @dataclass(frozen=True)
 class Job:
-    """One file, where its result goes, and what people should know about that."""
+    """One file, its path below the folder it was found in, where its result goes, and what people should know about that."""
 
     source: Path
+    relative: Path
     output: Path
     note: str = ""
 
@@ -73,15 +76,15 @@ class Summary:
     Attributes:
         written: jobs whose result was written.
         skipped: jobs whose result was there.
-        failed: source and what is wrong, in one line.
+        failed: what is wrong with each of the others, files and what was given but is not there: a line that names it.
     """
 
     written: list[Job] = field(default_factory=list)
     skipped: list[Job] = field(default_factory=list)
-    failed: list[tuple[Path, str]] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
 
 
-def find_jobs(inputs: Sequence[str | Path], out: str | Path, outputs: Outputs) -> list[Job]:
+def find_jobs(inputs: Sequence[str | Path], out: str | Path, outputs: Outputs) -> tuple[list[Job], list[str]]:
     """The files to restore, and the name of each result.
 
     Args:
@@ -92,23 +95,30 @@ def find_jobs(inputs: Sequence[str | Path], out: str | Path, outputs: Outputs) -
             go into a format that is not, becomes PNG.
         outputs: see `Outputs`.
 
+    Returns:
+        The jobs, and a line about each input that is missing or a folder without any such files.
+
     Raises:
-        InputError: where nothing that was given exists, for an empty folder, and for a folder of results that is a file.
+        InputError: where nothing of what was given is there, and for a folder of results that is a file.
     """
     out = Path(out)
-    found = list({source.parent.resolve() / source.name: (source, relative) for source, relative in _files(inputs, out)}.values())
+    files, complaints = _files(inputs, out)
+    found = list({source.parent.resolve() / source.name: (source, relative) for source, relative in files}.values())
     if out.suffix.lower() in KNOWN and not out.is_dir():
         if len(found) > 1:
             raise InputError(f"{out}: is the name of one picture or video, but there are {len(found)} inputs; their results need a folder")
-        return [_job(found[0][0], out)]
+        return [_job(*found[0], out)], complaints
     for folder in (out, *out.parents):
         if folder.exists() and not folder.is_dir():
             raise InputError(f"{folder}: is a file; results need a folder")
-    return [_job(source, out / relative.with_name(_result_name(source, outputs))) for source, relative in found]
+    return [_job(source, relative, out / relative.with_name(_result_name(source, outputs))) for source, relative in found], complaints
 
 
-def _files(inputs: Sequence[str | Path], out: Path) -> list[tuple[Path, Path]]:
-    """Files with their path below the folder they were found in; none of those in `out`, where that lies deeper in this folder."""
+def _files(inputs: Sequence[str | Path], out: Path) -> tuple[list[tuple[Path, Path]], list[str]]:
+    """Files with their path below the folder they were found in, and complaints about inputs that are not there.
+
+    What lies in `out` is left out, where that lies deeper in such a folder.
+    """
     results = out.resolve()
     below: dict[Path, Path] = {}
 
@@ -127,17 +137,17 @@ def _files(inputs: Sequence[str | Path], out: Path) -> list[tuple[Path, Path]]:
         below.update({file: file.relative_to(folder) for file in known})
         return known
 
-    files = find_files(inputs, inside, Path.is_file, f"pictures or videos ({', '.join(KNOWN)})")
-    return [(file, below.get(file, Path(file.name))) for file in files]
+    files, complaints = find_files(inputs, inside, Path.is_file, f"pictures or videos ({', '.join(KNOWN)})")
+    return [(file, below.get(file, Path(file.name))) for file in files], complaints
 
 
-def _job(source: Path, output: Path) -> Job:
+def _job(source: Path, relative: Path, output: Path) -> Job:
     """The result goes into a PNG instead where the source has alpha and the format has none."""
     name = SUFFIXES.get(output.suffix.lower())
     if name is None or name in WITH_ALPHA or not is_transparent_still(source):
-        return Job(source, output)
+        return Job(source, relative, output)
     other = output.with_suffix(".png")
-    return Job(source, other, f"{name} holds no transparency; written as {other.name}")
+    return Job(source, relative, other, f"{name} holds no transparency; written as {other.name}")
 
 
 def _result_name(source: Path, outputs: Outputs) -> str:
@@ -175,6 +185,22 @@ def _key(output: Path) -> str:
     return str(output.resolve()).lower()
 
 
+def _share(jobs: Sequence[Job], number: int, parts: int) -> list[Job]:
+    """Those of one part.
+
+    Each path has a part of its own, whatever other files are there: folders may change between the starts of two processes.
+    """
+    folders = {job.source.parent.resolve() for job in jobs} & {job.output.parent.resolve() for job in jobs}
+    if parts > 1 and folders:
+        raise InputError(f"{min(folders)}: holds inputs, and other parts would take results for inputs too; --part needs another --out")
+    return [job for job in jobs if _spread(job.relative) % parts == number - 1]
+
+
+def _spread(path: Path) -> int:
+    """The same number in every process, evenly spread even over names that differ in a digit (those of `zlib.crc32` are not)."""
+    return int.from_bytes(hashlib.blake2b(os.fsencode(path.as_posix()), digest_size=8).digest(), "big")
+
+
 def restore_files(
     restorer: Restorer,
     inputs: str | Path | Sequence[str | Path],
@@ -192,23 +218,25 @@ def restore_files(
         inputs, out: see `find_jobs`.
         size: of the results; None takes the model's scale.
         outputs: names and formats; None adds "_x4" (for a model of scale 4) and keeps formats.
-        part: (1, 3) takes the first of three parts of the files, so that three processes, one on each GPU, share a batch.
+        part: (1, 3) takes the first of three parts of the files, so that three processes, one on each GPU, share a batch. Which files
+            these are depends on their paths alone. Results need a folder without inputs then.
         show: a progress bar on standard error, and a line for each file that fails or changes its kind.
 
     Raises:
-        InputError: see `find_jobs`, and for a part that is none; before anything is written.
+        InputError: see `find_jobs`, for a part that is none, and where parts would write among their inputs; before anything is written.
     """
     number, parts = part
+    if parts < 1:
+        raise InputError(f"part {number} of {parts}: there must be at least one part")
     if not 1 <= number <= parts:
-        raise InputError(f"part {number} of {parts}: parts are counted from 1 on")
+        raise InputError(f"part {number} of {parts}: there {'is 1 part' if parts == 1 else f'are {parts} parts'}, 1 to {parts}")
     outputs = outputs or Outputs(f"_x{restorer.scale}")
-    jobs = find_jobs([inputs] if isinstance(inputs, str | Path) else inputs, out, outputs)
-    mine = {job.source for job in jobs[number - 1 :: parts]}
-    collisions = {source: message for source, message in find_collisions(jobs, outputs).items() if source in mine}
-    summary = Summary(failed=list(collisions.items()))
-    jobs = [job for job in jobs if job.source in mine and job.source not in collisions]
+    jobs, complaints = find_jobs([inputs] if isinstance(inputs, str | Path) else inputs, out, outputs)
+    mine, collisions = _share(jobs, number, parts), find_collisions(jobs, outputs)
+    summary = Summary(failed=[*complaints, *(collisions[job.source] for job in mine if job.source in collisions)])
+    jobs = [job for job in mine if job.source not in collisions]
     with _display(len(jobs), show) as display:
-        for message in collisions.values():
+        for message in summary.failed:
             display.say(message)
         for job in jobs:
             if job.output.exists() and outputs.existing == "skip":
@@ -238,11 +266,11 @@ def _run(restorer: Restorer, job: Job, size: FinalSize | None, outputs: Outputs,
         summary.written.append(job)
     except InputError as error:
         message = complaint(error, job.source)
-        summary.failed.append((job.source, message))
+        summary.failed.append(message)
         display.say(message)
     except (OSError, RuntimeError, ValueError, MemoryError) as error:  # whatever is wrong with one file must not stop the others
         what = " ".join(str(error).split())[:200] or type(error).__name__
-        summary.failed.append((job.source, f"{job.source}: {what}"))
+        summary.failed.append(f"{job.source}: {what}")
         display.say(f"{job.source}: {what}")
 
 

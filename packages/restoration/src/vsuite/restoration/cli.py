@@ -179,7 +179,7 @@ def predict(
     if compare is not None:
         _write_comparison(compare, [(job.source, job.output) for job in [*done.written, *done.skipped]])
     total = len(done.failed) + len(done.written) + len(done.skipped)
-    check_failed([message for _, message in done.failed], total, "files failed")
+    check_failed(done.failed, total, "files failed")
 
 
 def _write_comparison(page: Path, files: list[tuple[Path, Path]]) -> None:

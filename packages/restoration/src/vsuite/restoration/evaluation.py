@@ -17,7 +17,7 @@ from vsuite.core.files import write_csv, write_text
 from vsuite.core.terminal import console, new_table
 from vsuite.restoration.data.pictures import Picture, list_pictures, read_rgb
 from vsuite.restoration.inference import Restorer
-from vsuite.restoration.metrics import PsnrSsim
+from vsuite.restoration.metrics import PsnrSsim, describe_size
 from vsuite.restoration.resize import Convention, crop_to_multiple, imresize
 
 Method = Callable[[Picture], Picture]
@@ -87,7 +87,7 @@ def evaluate_folder(restored: str | Path, reference: str | Path, conventions: Co
             found, high = read_rgb(partners[path]), crop_to_multiple(read_rgb(path), conventions.scale)
             sizes[index] = high.shape[:2]
             try:
-                evaluator.update(index, path.stem, prediction=found, reference=high)
+                evaluator.update(index, _name(path, Path(reference)), prediction=found, reference=high)
             except InputError as error:
                 raise InputError(f"{partners[path]}: {error}") from error
         except InputError as error:
@@ -146,6 +146,9 @@ def evaluate_methods(
                 raise InputError(f"{path}: no picture of this name in {low}")
             small = imresize(high, 1 / conventions.scale, convention=resize) if low is None else read_rgb(stored[path])
             restored = {name: method(small) for name, method in methods.items()}
+            for name, picture in restored.items():  # all before the first is measured: rows of all methods are of the same pictures
+                if picture.shape != high.shape:
+                    raise InputError(f"{name} makes {describe_size(picture)} of {describe_size(small)}, not {describe_size(high)}")
             for name, picture in restored.items():
                 evaluators[name].update(index, _name(path, Path(reference)), prediction=picture, reference=high)
         except InputError as error:

@@ -90,9 +90,9 @@ class PsnrSsim(Metric):
             InputError: where the sizes differ, or nothing is left after the crop.
         """
         if prediction.shape != reference.shape:
-            raise InputError(f"sizes differ: {_size(prediction)} against {_size(reference)} of the reference")
+            raise InputError(f"sizes differ: {describe_size(prediction)} against {describe_size(reference)} of the reference")
         if min(reference.shape[:2]) <= 2 * self.crop:
-            raise InputError(f"{_size(reference)} leaves nothing after a crop of {self.crop}")
+            raise InputError(f"{describe_size(reference)} leaves nothing after a crop of {self.crop}")
         inside = slice(self.crop, -self.crop or None)
         a, b = prediction[inside, inside], reference[inside, inside]
         scores: dict[str, float] = {}
@@ -114,5 +114,6 @@ class PsnrSsim(Metric):
         return f"8-bit pictures, crop {self.crop}{rounded}"
 
 
-def _size(image: Array) -> str:
+def describe_size(image: Array) -> str:
+    """Width, height and channels of a picture (H, W) or (H, W, C), for people."""
     return f"{image.shape[1]} x {image.shape[0]}" + ("" if image.ndim == 2 else f" x {image.shape[2]}")

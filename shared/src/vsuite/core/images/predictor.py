@@ -125,17 +125,17 @@ class Predictor:
         return found
 
 
-def find_images(inputs: Sequence[str | Path]) -> list[Sample]:
+def find_images(inputs: Sequence[str | Path]) -> tuple[list[Sample], list[str]]:
     """The images in files, folders (with their subfolders), patterns such as "photos/*.jpg" and `.npz` arrays, without labels.
 
-    Raises:
-        InputError: see `find_files`.
+    Returns:
+        The images, and what is wrong with inputs that mean none; see `find_files`.
     """
+    files, failed = find_files(inputs, _images_in, Path.is_file, f"images ({', '.join(SUFFIXES)})")
     samples: list[Sample] = []
-    for file in find_files(inputs, _images_in, Path.is_file, f"images ({', '.join(SUFFIXES)})"):
-        arrays = file.suffix.lower() == ".npz" and file.exists()
-        samples += _of_arrays(file) if arrays else [Sample(str(file), file, ())]
-    return samples
+    for file in files:
+        samples += _of_arrays(file) if file.suffix.lower() == ".npz" else [Sample(str(file), file, ())]
+    return samples, failed
 
 
 def _images_in(folder: Path) -> list[Path]:
@@ -160,9 +160,9 @@ def predict_files(
     Returns:
         What was found, and name -> error of the images that could not be used; these stop nothing.
     """
-    out, samples = Path(out), find_images(inputs)
+    out, (samples, missing) = Path(out), find_images(inputs)
     found: list[Prediction] = []
-    failed: dict[str, InputError] = {}
+    failed = {line.partition(": ")[0]: InputError(line) for line in missing}
     shown: list[Sample] = []
     for index, result in predictor.predict_samples(samples):
         if isinstance(result, InputError):

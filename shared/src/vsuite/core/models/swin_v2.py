@@ -76,8 +76,10 @@ class CosineWindowAttention(ShiftedWindowAttention):
         projected = F.linear(windows, self.qkv.weight, bias_of_qkv).unflatten(-1, (3, self.num_heads, -1))  # B, N, 3, heads, C / heads
         value, directed = projected[:, :, 2], projected[:, :, :2]
         temperature = self.temperature()[:, 0]
-        lengths = torch.linalg.vector_norm(directed, dim=-1, keepdim=True).clamp_min(1e-12)
-        query, key = (directed * (torch.stack([temperature, torch.ones_like(temperature)]) / lengths)).unbind(2)
+        precise = torch.promote_types(directed.dtype, torch.float32)  # a padded token's key is zero, and 1e-12 would be zero in fp16
+        lengths = torch.linalg.vector_norm(directed, dim=-1, keepdim=True, dtype=precise).clamp_min(1e-12)
+        directed = directed * (torch.stack([temperature, torch.ones_like(temperature)]) / lengths)
+        query, key = directed.to(value.dtype).unbind(2)
         return self.proj(attend(query.flatten(2), key.flatten(2), value.flatten(2), self.num_heads, scale=1.0, bias=bias))
 
     def _biases(self) -> Tensor:
@@ -197,11 +199,11 @@ def _conflict(model: nn.Module, state: Mapping[str, Tensor]) -> str:
     blocks = [stage.blocks[0] for stage in model.layers if isinstance(stage, Stage)] if isinstance(model, SwinV2) else []
     ours = [block.attn.pretrained_window[0] for block in blocks if isinstance(block, Block)]
     windows, theirs = _windows(state, len(ours))
-    if all(their in (0, our) for their, our in zip(theirs, ours, strict=False)):
+    if not windows or all(their in (0, our) for their, our in zip(theirs, ours, strict=True)):
         return ""
     return (
         f"its biases were trained for windows of {theirs}, the model takes them for those of {ours}; "
-        f"build it with window_size={windows[0]}, or for another window with pretrained_window_sizes={theirs}"
+        f"build it with pretrained_window_sizes={theirs}, or with window_size={windows[0]} and the image size of the file"
     )
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vsuite.core.errors import InputError
+from vsuite.core.training.heap import no_longer_reused
 from vsuite.core.training.task import TrainingDataset
 
 Key = tuple[int, int]  # index, epoch
@@ -84,6 +85,7 @@ def make_loader(data: TrainingDataset, sampler: StreamSampler, seed: int, *, wor
         batch_sampler=sampler,
         num_workers=workers,
         pin_memory=pin_memory,
+        worker_init_fn=no_longer_reused,
         generator=torch.Generator(),  # else each new iterator would draw from the global one, and a resumed run would differ
     )
 

@@ -6,8 +6,9 @@ import contextlib
 import ctypes
 from collections.abc import Iterator
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-DEFAULT_TRIM_THRESHOLD, DEFAULT_MMAP_MAX = 128 * 1024, 65_536
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
+# What glibc's own thresholds rise to in a process that frees large blocks. It no longer raises them once one was set.
+LARGEST_MMAP_THRESHOLD, DEFAULT_MMAP_MAX = 32 << 20, 65_536
 
 
 def trim() -> None:
@@ -31,9 +32,15 @@ def reused() -> Iterator[None]:
     try:
         yield
     finally:
-        _call("mallopt", M_MMAP_MAX, DEFAULT_MMAP_MAX)
-        _call("mallopt", M_TRIM_THRESHOLD, DEFAULT_TRIM_THRESHOLD)
-        trim()
+        no_longer_reused()
+
+
+def no_longer_reused(*_: object) -> None:
+    """Ends `reused`, also in a process that was forked meanwhile, such as a worker that loads data."""
+    _call("mallopt", M_MMAP_MAX, DEFAULT_MMAP_MAX)
+    _call("mallopt", M_MMAP_THRESHOLD, LARGEST_MMAP_THRESHOLD)
+    _call("mallopt", M_TRIM_THRESHOLD, 2 * LARGEST_MMAP_THRESHOLD)
+    trim()
 
 
 def _call(function: str, *arguments: int) -> None:

@@ -35,7 +35,7 @@ def read_note(path: str | Path) -> ClassifierNote:
 
 def find_pictures(dataset_dir: str | Path) -> list[dict[str, str]]:
     """The pictures of a folder (with its subfolders) as MONAI's data list; raises `InputError` for one that is missing or holds none."""
-    files = [sample.image for sample in find_images([dataset_dir]) if isinstance(sample.image, Path)]
+    files = [sample.image for sample in find_images([dataset_dir])[0] if isinstance(sample.image, Path)]
     return [{"image": str(path), "name": path.relative_to(dataset_dir).as_posix()} for path in files]
 
 

@@ -234,7 +234,7 @@ def read_pictures(source: str | Path, prepared: Path | None = None) -> ImageData
         splits = {split: [_unlabelled(sample) for sample in samples] for split, samples in found.items() if split != "test"}
         return ImageDataset(path, [], True, splits)
     cut = prepared if prepared is not None and prepared.is_dir() else None
-    samples = find_images([cut or path])
+    samples, _ = find_images([cut or path])
     grouped = [Sample(s.name, s.image, (), Path(s.name).name.rpartition("_z")[0] if cut else "") for s in samples]
     return ImageDataset(path, [], True, {ALL: grouped})
 

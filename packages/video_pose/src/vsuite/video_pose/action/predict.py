@@ -176,13 +176,15 @@ def predict_files(
     One bad file or video does not stop the others.
 
     Raises:
-        InputError: for missing inputs, results that are there already, and what the model cannot do: before anything is computed.
+        InputError: where nothing that was given is there, for results that are there, and what the model cannot do: before anything
+            is computed.
     """
-    wanted, out, summary = wanted or Wanted(), Path(out), Summary()
+    wanted, out = wanted or Wanted(), Path(out)
     _check_request(predictor, out, wanted, overwrite=overwrite)
     found: list[dict[str, Any]] = []
     taken: set[str] = set()
-    paths = find_files(inputs, lambda folder: [folder], lambda path: path.suffix in READABLE or path.is_dir(), "videos of people")
+    paths, missing = find_files(inputs, lambda folder: [folder], lambda path: path.suffix in READABLE or path.is_dir(), "videos of people")
+    summary = Summary(failed=missing)
     for given in paths:
         try:
             videos = read_videos(given, predictor.layout, predictor.note.clip, films=wanted.films).videos

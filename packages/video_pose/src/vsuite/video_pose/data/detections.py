@@ -67,8 +67,8 @@ def read_detections(path: str | Path, *, layout: str | None = None, sort: bool =
     return found
 
 
-def find_detections(inputs: Sequence[str | Path]) -> list[Path]:
-    """The files and OpenPose folders in files, folders and patterns; raises `InputError` for what does not exist or holds none."""
+def find_detections(inputs: Sequence[str | Path]) -> tuple[list[Path], list[str]]:
+    """The files and OpenPose folders in files, folders and patterns; see `vsuite.core.batch.find_files`."""
 
     def usable(path: Path) -> bool:
         return path.suffix in SUFFIXES or is_openpose(path)

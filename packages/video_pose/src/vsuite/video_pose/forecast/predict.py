@@ -68,12 +68,8 @@ class Predictor:
         return found.float().cpu().numpy()
 
 
-def find_inputs(inputs: Sequence[str | Path]) -> list[Path]:
-    """Video files, arrays (.npy) and folders of pictures, in files, folders and patterns such as "videos/*.mp4".
-
-    Raises:
-        InputError: for what does not exist, and folders and patterns without any of these.
-    """
+def find_inputs(inputs: Sequence[str | Path]) -> tuple[list[Path], list[str]]:
+    """Video files, arrays (.npy) and folders of pictures, in files, folders and patterns; see `vsuite.core.batch.find_files`."""
 
     def inside(folder: Path) -> list[Path]:
         return [folder] if list_pictures(folder) else sorted(file for file in folder.iterdir() if _usable(file))
@@ -103,17 +99,17 @@ def predict_files(
         overwrite: replace results that are there.
 
     Raises:
-        InputError: where inputs are missing, two have one name, or results are there already: before anything is computed.
+        InputError: where nothing that was given is there, two inputs have one name, or results are there: before anything is computed.
     """
     if num_frames is not None and num_frames < 1:
         raise InputError(f"the number of frames to predict must be 1 or more; got {num_frames}")
     if start is not None and start < 0:
         raise InputError(f"the first frame must be 0 or more; got {start}")
-    paths, out = find_inputs(inputs), Path(out)
+    (paths, missing), out = find_inputs(inputs), Path(out)
     names = [path.name if path.is_dir() else path.stem for path in paths]
     check_names(names)
     check_results(out, (f"{name}{ending}" for name in names for ending in (".npy", ".png", ".gif")), overwrite=overwrite)
-    summary = Summary()
+    summary = Summary(failed=missing)
     with console(stderr=True).status("") as status:
         for number, (name, path) in enumerate(zip(names, paths, strict=True), 1):
             status.update(f"{number} of {len(paths)}: {name}")

@@ -166,7 +166,7 @@ def stream_recording(predictor: Predictor, path: Path, chunk: int = CHUNK) -> It
     yield from stream.finish()
 
 
-def find_recordings(inputs: Sequence[str | Path]) -> list[Path]:
+def find_recordings(inputs: Sequence[str | Path]) -> tuple[list[Path], list[str]]:
     """The WAV files in files, folders (with their sub-folders) and patterns; see `vsuite.core.batch.find_files`."""
     return find_files(inputs, lambda folder: sorted(folder.rglob("*.wav")), lambda path: path.suffix.lower() == ".wav", "WAV files")
 
@@ -179,10 +179,11 @@ def predict_files(
     One bad file does not stop the others.
 
     Raises:
-        InputError: for missing inputs, results that are there already, and models that cannot stream: before anything is computed.
+        InputError: where nothing that was given is there, for results that are there, and models that cannot stream: before anything
+            is computed.
     """
-    out, summary = Path(out), Summary()
-    paths = find_recordings(inputs)
+    out, (paths, missing) = Path(out), find_recordings(inputs)
+    summary = Summary(failed=missing)
     check_results(out, ("keywords.json", "keywords.csv"), overwrite=overwrite)
     if stream:
         predictor.stream()

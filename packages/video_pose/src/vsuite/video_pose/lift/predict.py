@@ -191,17 +191,17 @@ def predict_files(predictor: Predictor, inputs: Sequence[str | Path], out: str |
         out: folder of the results, NAME.npz and so on.
 
     Raises:
-        InputError: where inputs are missing, two have one name, or results are there already: before anything is computed.
+        InputError: where nothing that was given is there, two inputs have one name, or results are there: before anything is computed.
     """
     options, out = options or Options(), Path(out)
-    paths = find_detections(inputs)
+    paths, missing = find_detections(inputs)
     names = [path.stem if path.is_file() else path.name for path in paths]
     check_names(names)
     if options.video is not None and len(paths) > 1:
         raise InputError(f"{options.video}: is one video, and there are {len(paths)} inputs; lift its poses alone")
     for name in names:
         _refuse_existing(out, name, options)
-    summary, taken = Summary(), set(names)
+    summary, taken = Summary(failed=missing), set(names)
     with console(stderr=True).status("") as status:
         for number, path in enumerate(paths, 1):
             status.update(f"{number} of {len(paths)}: {path.name}")
