@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,12 @@ from vsuite.pointcloud.cli import app
 from vsuite.pointcloud.data.boxes_io import read_json, read_nuscenes
 from vsuite.pointcloud.data.clouds import PointCloud, write_cloud
 from vsuite.pointcloud.data.nuscenes import CLASSES
+from vsuite.pointcloud.export import export_published
+from vsuite.pointcloud.inference import NOTE, ModelNote, load_model
 from vsuite.pointcloud.models.center_decode import DecodeSettings, suppress
 from vsuite.pointcloud.models.center_head import CenterHead
 from vsuite.pointcloud.models.center_targets import BevGrid
-from vsuite.pointcloud.models.centerpoint import DECODE
+from vsuite.pointcloud.models.centerpoint import DECODE, NUSCENES_GRID, options_of_meta
 from vsuite.pointcloud.models.detector import LidarDetector
 
 GRID = BevGrid((-5.0, -5.0), (0.5, 0.5), (20, 20))
@@ -212,7 +215,7 @@ def as_mmdet3d(detector: LidarDetector) -> dict[str, Tensor]:
 
 
 def test_a_checkpoint_of_mmdetection3d_with_six_tasks(tmp_path: Path) -> None:
-    detector = tiny().eval()
+    detector = tiny(box_coding="mmdet3d_1").eval()
     names = set(as_mmdet3d(detector))
     for wanted in ("shared_conv.conv.weight", "shared_conv.bn.weight", "task_heads.3.vel.0.conv.weight", "task_heads.5.heatmap.1.bias"):
         assert f"pts_bbox_head.{wanted}" in names
@@ -220,7 +223,7 @@ def test_a_checkpoint_of_mmdetection3d_with_six_tasks(tmp_path: Path) -> None:
     grid = {key: TINY[key] for key in ("voxel_size", "point_cloud_range")}
     loaded: Any = load_published(tmp_path / "six.pth", **grid).eval()
     assert loaded.built_from["options"]["tasks"] == [1, 2, 2, 1, 2, 2]
-    assert loaded.built_from["assumed"] == {"box_coding": "mmdet3d_0"}
+    assert loaded.built_from["assumed"] == {"box_coding": "mmdet3d_1"}
     assert loaded.class_names == CLASSES
     assert loaded.bbox_head.decode_settings == DECODE["task"]
     for name, want in detector([sweep()]).items():
@@ -282,15 +285,79 @@ def test_it_learns_with_gradients_everywhere() -> None:
     assert history[-1] < history[0] / 2
 
 
-def test_predict_with_a_published_file_writes_velocities(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    torch.save({"state_dict": as_mmdet3d(tiny())}, tmp_path / "six.pth")
-    save_weights(
-        load_published(tmp_path / "six.pth", voxel_size=TINY["voxel_size"], point_cloud_range=TINY["point_cloud_range"]),
-        tmp_path / "six.safetensors",
+CONFIG = """voxel_size = [0.4, 0.4, 0.5]
+point_cloud_range = [-9.6, -9.6, -3.0, 9.6, 9.6, 3.0]
+model = dict(pts_voxel_layer=dict(max_num_points=10, voxel_size=[0.1, 0.1, 0.2]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("meta", "coding"),
+    [
+        ({"mmdet3d_version": "0.17.1", "config": CONFIG}, "mmdet3d_0"),
+        ({"mmdet3d_version": "1.0.0rc4", "config": CONFIG}, "mmdet3d_1"),
+        ({"mmengine_version": "0.7.1", "cfg": CONFIG}, "mmdet3d_1"),
+    ],
+)
+def test_coding_and_grid_are_read_from_the_notes_of_the_training(meta: dict[str, Any], coding: Any, tmp_path: Path) -> None:
+    detector = tiny(box_coding=coding).eval()
+    torch.save({"meta": meta, "state_dict": as_mmdet3d(detector)}, tmp_path / "six.pth")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nothing is assumed
+        model, note = load_model(tmp_path / "six.pth")
+    assert note.columns == ["intensity", "time"]
+    (a,), (b,) = (network.predict([sweep()], score_threshold=0.0) for network in (detector, model))  # type: ignore[operator]
+    assert len(a) > 20
+    assert torch.equal(a.boxes, b.boxes)
+
+
+def test_notes_that_tell_nothing() -> None:
+    for meta in ({}, {"mmdet3d_version": None, "config": 3}, {"mmdet3d_version": "", "config": "voxel_size = [0.1, 0.1]\n"}):
+        assert options_of_meta(meta) == {}
+    assert options_of_meta({"config": "voxel_size = (0.075, 0.075, 0.2)\n"}) == {"voxel_size": (0.075, 0.075, 0.2)}
+
+
+def test_predict_with_a_file_without_notes_says_what_it_assumes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """The sweep has no `time` either, which is said once for both files."""
+    detector = create_model("centerpoint_nuscenes", **{name: TINY[name] for name in TINY if name not in NUSCENES_GRID})
+    torch.save({"state_dict": as_mmdet3d(detector)}, tmp_path / "six.pth")  # type: ignore[arg-type]
+    points = sweep().numpy()
+    for name in ("a", "b"):
+        write_cloud(tmp_path / f"{name}.pcd.bin", PointCloud(points[:, :3], {"intensity": points[:, 3], "ring": np.zeros(len(points))}))
+    arguments = ["predict", tmp_path, "--weights", tmp_path / "six.pth", "--out", tmp_path / "found", "--device", "cpu", "--no-pictures"]
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("default")
+        with pytest.raises(SystemExit) as left:
+            run(app, list(map(str, arguments)))
+    assert not left.value.code, capsys.readouterr().err
+    assert set(read_json(tmp_path / "found" / "boxes.json")) == {"a", "b"}
+    texts = [str(warning.message) for warning in said if warning.category is UserWarning]
+    assert len(texts) == 2
+    assert "assumed voxel_size (0.1, 0.1, 0.2), point_cloud_range (-51.2, " in texts[0]
+    assert "box_coding mmdet3d_1; " in texts[0]
+    assert texts[1] == "points have no time: taken as one sweep; the model was trained on several"
+
+
+def test_an_exported_file_is_read_back_as_it_was(tmp_path: Path) -> None:
+    detector = tiny().eval()
+    note = ModelNote(task="detect", classes=list(CLASSES), columns=["intensity", "time"])
+    save_weights(detector, tmp_path / "ours.safetensors", metadata={NOTE: note.model_dump()})
+    export_published(tmp_path / "ours.safetensors", tmp_path / "theirs.pth")
+    grid = {key: TINY[key] for key in ("voxel_size", "point_cloud_range")}
+    (a,), (b,) = (
+        model.eval().predict([sweep()], score_threshold=0.0)  # type: ignore[operator]
+        for model in (detector, load_published(tmp_path / "theirs.pth", **grid))
     )
+    assert len(a) > 20
+    torch.testing.assert_close(a.boxes, b.boxes, rtol=1e-5, atol=1e-5)
+
+
+def test_predict_with_a_published_file_writes_velocities(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    meta = {"mmdet3d_version": "1.0.0", "config": CONFIG}
+    torch.save({"meta": meta, "state_dict": as_mmdet3d(tiny())}, tmp_path / "six.pth")
     points = sweep().numpy()
     write_cloud(tmp_path / "top.pcd.bin", PointCloud(points[:, :3], {"intensity": points[:, 3], "ring": np.zeros(len(points))}))
-    arguments = ["predict", tmp_path / "top.pcd.bin", "--weights", tmp_path / "six.safetensors", "--out", tmp_path / "found"]
+    arguments = ["predict", tmp_path / "top.pcd.bin", "--weights", tmp_path / "six.pth", "--out", tmp_path / "found"]
     with pytest.raises(SystemExit) as left:
         run(app, [*map(str, arguments), "--format", "json,nuscenes", "--threshold", "0", "--device", "cpu", "--no-pictures"])
     assert not left.value.code, capsys.readouterr().err

@@ -205,7 +205,7 @@ def as_mmdet3d(detector: LidarDetector, before_spconv_2: bool) -> dict[str, Tens
 
 @pytest.mark.parametrize("before_spconv_2", [False, True])
 def test_checkpoint_of_mmdetection3d(tmp_path: Path, before_spconv_2: bool) -> None:
-    detector = small(with_iou=True).eval()
+    detector = small(with_iou=True, box_coding="mmdet3d_1").eval()
     path = tmp_path / "centerpoint.pth"
     torch.save({"meta": {}, "state_dict": as_mmdet3d(detector, before_spconv_2)}, path)
     grid = {key: SMALL[key] for key in ("voxel_size", "point_cloud_range")}

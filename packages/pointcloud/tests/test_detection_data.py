@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -316,6 +317,29 @@ def test_nuscenes_sweeps(tmp_path: Path) -> None:
     assert len(cloud) == 600
     np.testing.assert_allclose(np.unique(cloud.columns["time"]), [0, 0.1, 0.5], atol=1e-6)
     np.testing.assert_array_equal(frames[0].read().columns["time"], 0)
+
+
+@pytest.mark.parametrize(("columns", "counts"), [(["intensity"], [200, 200]), (["intensity", "time"], [200, 600])])
+def test_a_model_that_reads_the_time_is_judged_on_several_sweeps(
+    tmp_path: Path, monkeypatch, columns: list[str], counts: list[int]
+) -> None:
+    from vsuite.pointcloud import evaluation
+    from vsuite.pointcloud.boxes import Detections
+    from vsuite.pointcloud.inference import ModelNote
+
+    seen: list[PointCloud] = []
+
+    class Finding:
+        note = ModelNote(task="detect", classes=["car"], columns=columns)
+
+        def detect(self, cloud: PointCloud, **_: Any) -> Detections:
+            seen.append(cloud)
+            return Detections(torch.zeros(0, 7), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+
+    monkeypatch.setattr(evaluation, "Predictor", lambda *_, **__: Finding())
+    assert evaluation.judge_model(None, make_nuscenes(tmp_path)).frames == 2
+    assert [len(cloud) for cloud in seen] == counts
+    assert all(("time" in cloud.columns) == ("time" in columns) for cloud in seen)
 
 
 def test_nuscenes_tables_that_are_missing(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def test_predict_goes_on_after_a_missing_file(capsys, task: str, good: Path, tmp
     code, said, err = vsuite(capsys, "predict", missing, good, "--task", task, "--out", out, "--device", "cpu", "--no-pictures")
     assert code == 2
     assert "1 predicted" in said
-    assert err.splitlines()[-1] == f"error: 1 of 2 files failed; first: {missing}: no such file"
+    assert err.splitlines()[-1] == f"error: 1 of 2 files failed; first: {missing}: no such file or folder, and no file matches it"
     written = {"detect": "boxes.json", "classify": "classes.csv"}[task]
     assert "good" in (out / written).read_text()
     code, said, err = vsuite(capsys, "predict", missing, "--task", task, "--out", tmp_path / "other", "--device", "cpu")

@@ -173,6 +173,19 @@ def test_a_legend_and_a_scale_bar_from_above() -> None:
     assert [bar_length(from_above((0, 0), (side, side), (400, 400)), 400) for side in (4, 90, 200)] == [1, 20, 50]
 
 
+def test_a_legend_hides_nothing_but_what_it_writes_on_and_ends_before_the_picture() -> None:
+    box = np.array([[8.3, 6.0, 0, 3, 6, 1, 0]], np.float32)  # its front edge runs through the legend's only row
+    options: dict[str, Any] = {"extent": (-10, -10, 10, 10), "size": (400, 400)}
+    image = bird_eye(np.zeros((0, 3)), found=box, found_labels=["Car"], scores=np.ones(1), **options)
+    assert (image[:24, 60:140] == ClassColours()["Car"]).all(-1).any(0).all()  # right of the name
+    names = [f"kind {i}" for i in range(40)]
+    far = np.repeat(np.array([[-9.0, -9.0, 0, 0.1, 0.1, 0.1, 0]], np.float32), 40, 0)
+    blank = bird_eye(np.zeros((0, 3)), **options)
+    many = bird_eye(np.zeros((0, 3)), found=far, found_labels=names, scores=np.ones(40), **options)
+    rows, _ = np.nonzero((many != blank)[:, :300].any(-1))
+    assert 250 < rows.max() < 400 - 60
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 3), st.booleans(), st.floats(0, 1), st.sampled_from(["orbit", "top"]))
 def test_clouds_of_no_and_few_points_can_be_looked_at(count: int, boxes: bool, threshold: float, view: str) -> None:

@@ -13,7 +13,7 @@ from vsuite.core.cli.app import new_app, run
 from vsuite.core.errors import InputError
 
 if TYPE_CHECKING:
-    from vsuite.pointcloud.data.clouds import Reading
+    from vsuite.pointcloud.data.clouds import Invalid, Reading
 
 app = new_app("vsuite-pointcloud", "Point clouds: boxes in lidar sweeps, classes and parts of shapes, and a viewer.")
 
@@ -85,7 +85,12 @@ def predict(
     out: options.Out = Path("predictions"),
     formats: Annotated[str, typer.Option("--format", help="Forms of the boxes, with commas between: json, kitti, nuscenes.")] = "json",
     threshold: Annotated[float, typer.Option("--threshold", min=0, max=1, help="Lowest score of a box.")] = 0.2,
-    turn: Annotated[float, typer.Option("--turn", help="Degrees to turn sweeps by first, where x is not ahead: -90 for nuScenes.")] = 0.0,
+    turn: Annotated[
+        float,
+        typer.Option(
+            "--turn", help="Degrees to turn sweeps by first, where x is not ahead: -90 for nuScenes (0 for models trained on nuScenes)."
+        ),
+    ] = 0.0,
     remove_close: RemoveClose = None,
     category: Annotated[str | None, typer.Option("--category", help="What the shapes are, for their parts.")] = None,
     columns: Columns = None,
@@ -171,11 +176,11 @@ def view(
 def inspect_files(inputs: Inputs, columns: Columns = None, scale: Scale = 1.0, drop_invalid: DropInvalid = False) -> None:
     """Say what is in files: points, bounds, columns, density, the likely unit and upward axis."""
     from vsuite.pointcloud.batch import find_clouds
-    from vsuite.pointcloud.data.clouds import Reading
     from vsuite.pointcloud.data.inspection import inspect_cloud
 
-    paths, failed = find_clouds(inputs), []
-    reading = Reading(_names(columns), scale, "drop" if drop_invalid else "keep")
+    paths, failed = find_clouds(inputs)
+    total = len(paths) + len(failed)
+    reading = _reading(columns, scale, drop_invalid, otherwise="keep")
     for path in paths:
         try:
             facts = inspect_cloud(reading.read(path))
@@ -183,7 +188,7 @@ def inspect_files(inputs: Inputs, columns: Columns = None, scale: Scale = 1.0, d
             failed.append(str(error))
             continue
         typer.echo("\n  ".join([str(path), *facts.lines()]))
-    options.say_failed(failed, len(paths), "files cannot be read")
+    options.say_failed(failed, total, "files cannot be read")
 
 
 @app.command()
@@ -241,10 +246,10 @@ def demo(
     run_demo(out, detector=detector, classifier=classifier, overwrite=overwrite, seed=seed)
 
 
-def _reading(columns: str | None, scale: float, drop_invalid: bool) -> Reading:
+def _reading(columns: str | None, scale: float, drop_invalid: bool, otherwise: Invalid = "refuse") -> Reading:
     from vsuite.pointcloud.data.clouds import Reading
 
-    return Reading(_names(columns), scale, "drop" if drop_invalid else "refuse")
+    return Reading(_names(columns), scale, "drop" if drop_invalid else otherwise)
 
 
 def _names(columns: str | None) -> list[str] | None:

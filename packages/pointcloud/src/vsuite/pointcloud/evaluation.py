@@ -19,6 +19,7 @@ from vsuite.pointcloud.data.boxes_io import NOTHING, Boxes
 from vsuite.pointcloud.data.clouds import PointCloud
 from vsuite.pointcloud.data.detection import read_detection
 from vsuite.pointcloud.data.frames import Frame, points_in_box_count
+from vsuite.pointcloud.data.nuscenes import SWEEPS
 from vsuite.pointcloud.data.shapes import read_shapes, shape_splits
 from vsuite.pointcloud.inference import Predictor, named
 from vsuite.pointcloud.metrics.detection import Found, Truths
@@ -185,7 +186,7 @@ def judge_model(
     remove_close: float | None = None,
     device: str = "auto",
 ) -> Evaluation:
-    """A model's answers to a data set, compared with its labels.
+    """A model's answers to a data set, compared with its labels. A model that reads `time` gets ten sweeps of nuScenes in a frame.
 
     Args:
         weights: see `Predictor`.
@@ -200,7 +201,7 @@ def judge_model(
     predictor = Predictor(weights, task=task, device=device)
     if predictor.note.task == "detect":
         pairs = []
-        frames = labelled_frames(data, split)
+        frames = labelled_frames(data, split, sweeps=SWEEPS if "time" in predictor.note.columns else 1)
         with console(stderr=True).status("") as status:
             for number, frame in enumerate(frames, 1):
                 status.update(f"{number} of {len(frames)}: {frame.name}")
@@ -250,11 +251,11 @@ def read_boxes(path: str | Path) -> dict[str, Boxes]:
     return boxes_io.read_kitti(path) if Path(path).is_dir() else boxes_io.read_json(path)
 
 
-def labelled_frames(data: str | Path, split: str | None) -> list[Frame]:
-    """The frames with labels of a split; without one of val, else test, else all."""
+def labelled_frames(data: str | Path, split: str | None, *, sweeps: int = 1) -> list[Frame]:
+    """The frames with labels of a split; without one of val, else test, else all. `sweeps`: see `read_detection`."""
     root = Path(data)
     chosen = split or _default_split([path.stem for path in (root / "ImageSets").glob("*.txt")])
-    frames = [frame for frame in read_detection(root, chosen).frames if frame.boxes is not None]
+    frames = [frame for frame in read_detection(root, chosen, sweeps=sweeps).frames if frame.boxes is not None]
     if not frames:
         raise InputError(f"{root}: has no labels to compare with" + (f" in the split {chosen!r}" if chosen else ""))
     return frames

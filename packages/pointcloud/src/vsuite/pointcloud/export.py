@@ -10,7 +10,9 @@ from torch import Tensor
 from vsuite.core import InputError, save_weights
 from vsuite.core.onnx import require_onnx, write_onnx
 from vsuite.pointcloud.inference import load_model
+from vsuite.pointcloud.models.center_head import CenterHead
 from vsuite.pointcloud.models.flatformer import FlatFormer
+from vsuite.pointcloud.models.sparse_encoder import SparseEncoder
 
 TOLERANCE = 1e-3
 """Largest difference allowed between the file and the model."""
@@ -56,9 +58,15 @@ def _clouds(points: int) -> Tensor:
 
 
 def export_published(weights: str | Path, out: str | Path) -> str:
-    """Writes weights under the names of the published checkpoint, as .pth or .safetensors."""
+    """Writes weights under the names of the published checkpoint, as .pth or .safetensors.
+
+    CenterPoint's boxes are coded as in mmdetection3d 1.0 and later, which is what readers of such a file assume.
+    """
     out = _checked(out, (".pth", ".safetensors"))
     model, _ = load_model(weights)
+    head = getattr(model, "bbox_head", None)
+    if isinstance(head, CenterHead) and isinstance(model.middle_encoder, SparseEncoder):
+        head.recode()
     save_weights(model, out, published=True)
     return f"{out}: in the published layout"
 

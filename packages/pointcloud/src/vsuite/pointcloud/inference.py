@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from vsuite.core.devices import Precision, autocast, check_precision, pick_device
 from vsuite.core.errors import InputError, unknown
 from vsuite.core.optimize import optimize_for_inference
+from vsuite.core.unpickling import read_restricted
 from vsuite.core.weights import find_weights, load_published, read_metadata
 from vsuite.pointcloud.boxes import Detections
 from vsuite.pointcloud.data import nuscenes
@@ -26,6 +27,7 @@ from vsuite.pointcloud.data.boxes_io import Boxes
 from vsuite.pointcloud.data.clouds import PointCloud, read_cloud, without_close
 from vsuite.pointcloud.data.transforms import Placement, Sample
 from vsuite.pointcloud.metrics.shapes import limit_to_parts
+from vsuite.pointcloud.models.centerpoint import options_of_meta
 from vsuite.pointcloud.settings import Task
 from vsuite.pointcloud.voting import vote
 
@@ -55,7 +57,7 @@ class ModelNote(BaseModel):
     parts: list[list[int]] = []
 
     def sweep(self, cloud: PointCloud) -> Tensor:
-        """The network's input of a sweep: P, 3 + len(columns), float32. The points of a cloud without `time` are all of age 0.
+        """The network's input of a sweep: P, 3 + len(columns), float32. Without `time` all points are of age 0, with a warning.
 
         Raises:
             InputError: where the cloud lacks a column.
@@ -63,6 +65,8 @@ class ModelNote(BaseModel):
         parts = [cloud.points]
         for name in self.columns:
             if name == "time" and name not in cloud.columns:
+                # The text names no file, so that Python shows it once, not once a sweep.
+                warnings.warn("points have no time: taken as one sweep; the model was trained on several", stacklevel=2)
                 parts.append(np.zeros((len(cloud), 1), np.float32))
                 continue
             if name not in cloud.columns:
@@ -105,8 +109,8 @@ def unit_sphere(points: NDArray[np.float32]) -> NDArray[np.float32]:
 def load_model(source: str | Path) -> tuple[nn.Module, ModelNote]:
     """The network of a weights file, run folder or name of shipped weights, and its note.
 
-    A published detector of nuScenes' ten classes needs no note: its points are x y z intensity and their age in seconds. What such a
-    file does not tell (the size of voxels, the coding of boxes) is assumed, and a warning says how.
+    A published detector of nuScenes' ten classes needs no note: its points are x y z intensity and their age in seconds. The size of
+    voxels and the coding of boxes are read from what mmdetection3d's training noted in the file, else assumed, and a warning says how.
 
     Raises:
         InputError: for files that are no weights of a model of this package, or say nothing about their classes.
@@ -122,7 +126,7 @@ def load_model(source: str | Path) -> tuple[nn.Module, ModelNote]:
 
 
 def _published_detector(path: Path) -> tuple[nn.Module, ModelNote]:
-    model: Any = load_published(path).eval()
+    model: Any = load_published(path, **_noted(path)).eval()
     columns = {4: ["intensity"], 5: ["intensity", "time"]}.get(getattr(model, "in_channels", 0))
     if getattr(model, "class_names", None) != nuscenes.CLASSES or columns is None:
         raise InputError(f"{path}: does not say what its outputs mean; it is no file that `vsuite-pointcloud train` saved")
@@ -130,6 +134,15 @@ def _published_detector(path: Path) -> tuple[nn.Module, ModelNote]:
         given = ", ".join(f"{name} {value}" for name, value in assumed.items())
         warnings.warn(f"{path}: does not tell all; assumed {given}; load_published takes others, and save_weights keeps them", stacklevel=3)
     return model, ModelNote(task="detect", classes=list(model.class_names), columns=columns)
+
+
+def _noted(path: Path) -> dict[str, Any]:
+    """The options that the `meta` of mmdetection3d's CenterPoint tells; empty for other models, and for formats of tensors alone."""
+    content = {} if path.suffix in (".safetensors", ".npz") else read_restricted(path)
+    meta, state = (content.get(name) if isinstance(content, dict) else None for name in ("meta", "state_dict"))
+    if not isinstance(meta, dict) or not isinstance(state, dict) or "pts_middle_encoder.conv_input.0.weight" not in state:
+        return {}
+    return options_of_meta(meta)
 
 
 def shipped(task: Task | None) -> str:
@@ -183,7 +196,7 @@ class Predictor:
         Args:
             score_threshold: boxes that score less are left out.
             turn: degrees by which the sweep is turned about z first, counter-clockwise; the boxes are turned back. A sensor whose
-                x does not look ahead needs it where the model knows nothing else: -90 for nuScenes.
+                x does not look ahead needs it: -90 for nuScenes, unless the model was trained on nuScenes itself.
             remove_close: metres; points on the sensor's own vehicle, nearer than this, are left out (see `without_close`).
 
         Raises:

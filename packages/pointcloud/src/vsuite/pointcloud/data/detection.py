@@ -37,7 +37,7 @@ from vsuite.pointcloud.data.waymo import read_waymo
 __all__ = ["DetectionData", "Frame", "Sweep", "check_dataset", "read_custom", "read_detection", "write_frame", "write_split"]
 
 
-def read_detection(root: str | Path, split: str | None = None, *, layout: str | None = None) -> DetectionData:
+def read_detection(root: str | Path, split: str | None = None, *, layout: str | None = None, sweeps: int = 1) -> DetectionData:
     """Reads a detection data set, of which it finds out the layout.
 
     Args:
@@ -45,6 +45,7 @@ def read_detection(root: str | Path, split: str | None = None, *, layout: str | 
             (v1.0-.../) or the package's own layout (points/).
         split: such as "train" or "val"; without it, everything.
         layout: "kitti", "waymo", "nuscenes" or "custom", where the folders do not tell.
+        sweeps: how many make a frame of nuScenes; see `read_nuscenes`. The other layouts have one.
 
     Raises:
         InputError: for a folder in none of these layouts; and with a line for everything that is wrong in one that is.
@@ -55,7 +56,7 @@ def read_detection(root: str | Path, split: str | None = None, *, layout: str | 
     readers: dict[str, Callable[[Path, str | None], DetectionData]] = {
         "custom": read_custom,
         "kitti": read_kitti,
-        "nuscenes": read_nuscenes,
+        "nuscenes": partial(read_nuscenes, sweeps=sweeps),
         "waymo": read_waymo,
     }
     layout = layout or _layout_of(root)

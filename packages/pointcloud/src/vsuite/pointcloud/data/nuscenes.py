@@ -118,6 +118,10 @@ class Tables:
         return self.get("sensor", self.get("calibrated_sensor", data["calibrated_sensor_token"])["sensor_token"])["channel"]
 
 
+SWEEPS = 10
+"""Sweeps in a frame of nuScenes' benchmark, half a second: what models that read the points' age were trained on."""
+
+
 def read_nuscenes(root: str | Path, split: str | None = None, *, version: str | None = None, sweeps: int = 1) -> DetectionData:
     """Reads the lidar key frames.
 

@@ -49,12 +49,10 @@ class DecodeSettings:
             InputError: for tuples of another length.
         """
         sizes = list(tasks) if self.within == "task" else [1] * sum(tasks)
-        each = {name: self._for_each(name, len(sizes)) for name in ("nms_threshold", "pre_max", "post_max")}
+        thresholds, pre_max, post_max = (self._for_each(name, len(sizes)) for name in ("nms_threshold", "pre_max", "post_max"))
         stops = list(accumulate(sizes))
-        return [
-            Group(stop - size, stop, threshold, pre_max, post_max)
-            for size, stop, threshold, pre_max, post_max in zip(sizes, stops, *each.values(), strict=True)
-        ]
+        starts = [0, *stops[:-1]]
+        return [Group(*group) for group in zip(starts, stops, thresholds, pre_max, post_max, strict=True)]
 
     def _for_each(self, name: str, count: int) -> tuple[Any, ...]:
         value = getattr(self, name)

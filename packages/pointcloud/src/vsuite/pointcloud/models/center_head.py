@@ -167,6 +167,17 @@ class CenterHead(nn.Module):
             return values
         return values[:, [1, 0, 2]] if name == "dim" else -values.flip(1)
 
+    @torch.no_grad()
+    def recode(self) -> None:
+        """Rewrites branches that give "mmdet3d_0" for "mmdet3d_1"; what the head finds stays the same."""
+        if self.box_coding == "mmdet3d_1":
+            return
+        self.box_coding = "mmdet3d_1"
+        for task in range(len(self.tasks)):
+            for name in ("dim", "rot"):
+                for values in self._convs(name, task)[1].parameters():
+                    values.copy_(self._coded(name, values[None])[0])  # the change is its own inverse
+
     def _by_task(self, maps: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
         """The maps of each task."""
         parts = {

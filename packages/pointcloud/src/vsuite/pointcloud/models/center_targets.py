@@ -75,15 +75,11 @@ def center_targets(
     Args:
         boxes: for each sample (M_i, 7 or 9), convention of mmdet3d before 1.0. Velocities that are missing count as zero,
             those that are NaN stay NaN (the loss leaves them out).
-        labels: for each sample (M_i,) integers below `num_classes`; objects with a negative label are left out.
+        labels: for each sample (M_i,) integers below `num_classes` (see `check_labels`); objects with a negative one are left out.
         overlap, min_radius: of the Gaussians (see `gaussian_radius`).
         max_objects: slots; objects beyond, counted class by class, are left out. Also left out, with their slot empty: boxes
             without width or length, and centres outside the grid.
-
-    Raises:
-        InputError: for labels too large, or numbers of boxes and labels that differ.
     """
-    check_labels(boxes, labels, num_classes)
     samples = [_prepare(*sample) for sample in zip(boxes, labels, strict=True)]
     slots = max_objects
     device = boxes[0].device if boxes else torch.device("cpu")

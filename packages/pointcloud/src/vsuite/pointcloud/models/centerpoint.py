@@ -2,10 +2,11 @@
 
 The names and settings of the nuScenes models, whose ten classes six task heads share, are those of mmdetection3d's public configurations
 (`centerpoint_01voxel_second_secfpn_*_nus` and `_0075voxel_`); no published weights were at hand to try. Ours differs in that a voxel is
-the mean of all of its points, not of ten at most, and that their number has no limit. Files record neither the size of voxels nor the
-convention of boxes: mmdetection3d before 1.0 codes width before length and turns yaw clockwise, 1.0 and later length first and
-counter-clockwise, so weights that its later versions trained need `box_coding="mmdet3d_1"`. Heads with deformable convolutions (`dcn`),
-pillars, and the names of the authors' own repository (det3d's) are not read.
+the mean of all of its points, not of ten at most, and that their number has no limit. Tensors tell neither the size of voxels nor the
+convention of boxes: mmdetection3d before 1.0 codes width before length and turns yaw clockwise, 1.0 and later (all that its lists offer
+today) length first and counter-clockwise. `predict` reads both from what its training scripts note beside the tensors (`options_of_meta`);
+`load_published` assumes the later convention, and older weights need `box_coding="mmdet3d_0"`, as our own models have by default. Heads
+with deformable convolutions (`dcn`), pillars, and the names of the authors' own repository (det3d's) are not read.
 """
 
 from __future__ import annotations
@@ -181,6 +182,25 @@ def _infer(state: Mapping[str, Tensor]) -> dict[str, Any]:
     } | ({"tasks": tasks, **SEVERAL_TASKS} if len(tasks) > 1 else {})
 
 
+def options_of_meta(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """What mmdetection3d's training scripts note in a checkpoint's `meta`, as options of `build`; what they leave out is missing.
+
+    The convention of boxes follows from the version (any that mmengine trained is later than 1.0); the grid stands in the text of the
+    configuration, as assignments of its own.
+    """
+    options: dict[str, Any] = {}
+    version = meta.get("mmdet3d_version") or ("1.1" if "mmengine_version" in meta else "")
+    if isinstance(version, str) and re.match(r"\d+\.", version):
+        options["box_coding"] = "mmdet3d_0" if version.startswith("0.") else "mmdet3d_1"
+    config = next((meta[key] for key in ("config", "cfg") if isinstance(meta.get(key), str)), "")
+    number = r"-?\d+(?:\.\d*)?"
+    for name, count in (("voxel_size", 3), ("point_cloud_range", 6)):
+        found = re.search(rf"^{name} = [\[(]({number}(?:,\s*{number}){{{count - 1}}}),?\s*[\])]", config, re.MULTILINE)
+        if found:
+            options[name] = tuple(float(value) for value in found[1].split(","))
+    return options
+
+
 def _before_spconv_2(shape: Sequence[int]) -> bool:
     """Whether a 3 x 3 x 3 weight is laid out (kernel, in, out) as before spconv 2, rather than (out, kernel, in)."""
     return tuple(shape[:3]) == (3, 3, 3)
@@ -212,7 +232,7 @@ LAYOUT = PublishedLayout(
         "middle_encoder.encoder_layers.encoder_layer1.0.conv1.weight",
         "bbox_head.task_heads.0.heatmap.1.weight",
     ),
-    assumed=NUSCENES_GRID | {"box_coding": "mmdet3d_0"},
+    assumed=NUSCENES_GRID | {"box_coding": "mmdet3d_1"},
     others=(OtherNames("mmdetection3d", ("pts_middle_encoder.conv_input.0.weight", "pts_backbone.blocks.0.0.weight"), _from_mmdet3d),),
     resize=_relaid,
 )

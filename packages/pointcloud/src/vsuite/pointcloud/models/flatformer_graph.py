@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vsuite.core.nn import perceptron
 from vsuite.core.onnx import write_onnx
 from vsuite.pointcloud.models.flatformer import FlatFormer, FlatFormerLayer, inverse_orders, window_orders
 
@@ -66,7 +67,7 @@ def _layer(layer: FlatFormerLayer, x: Tensor, position: Tensor, mask: Tensor) ->
     scores = query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5 + mask
     out = (scores.softmax(dim=-1) @ value).transpose(1, 2).flatten(2)
     x = layer.norm1(x + attention.attn.out_proj(out))
-    return layer.norm2(x + layer.fc2(F.gelu(layer.fc1(x))))
+    return layer.norm2(x + perceptron(x, layer.fc1, layer.fc2))
 
 
 def export_encoder(encoder: FlatFormer, path: str | Path) -> float:

@@ -256,7 +256,7 @@ def _annotate(
     categories = point_categories(scene, by, threshold)
     if categories is not None:
         names += [name for name in categories.names if name not in names]
-    _legend(draw, [(name, _colour(by, name, classes)) for name in names[: max(0, (height - 140) // 18)]], MARGIN + 44, dark)
+    _legend(draw, [(name, _colour(by, name, classes)) for name in names], MARGIN + 44, dark)
     if projection.flat:
         _scale_bar(draw, projection, dark)
     values = point_values(scene, by)
@@ -281,13 +281,12 @@ def _drawable(image: Image) -> tuple[Any, Any]:
 
 
 def _legend(draw: Any, rows: Sequence[tuple[str, Colour]], top: int, dark: bool) -> None:
-    """Names beside squares of their colours, from `top` pixels on."""
-    if rows:
-        draw.rectangle((0, top, 170, top + 6 + 18 * len(rows)), BACKGROUNDS[dark])
-    for row, (name, colour) in enumerate(rows):
+    """Names beside squares of their colours, from `top` pixels on; as many as leave the bottom to the colour scale."""
+    most = max(0, (draw.im.size[1] - top - 84) // 18)
+    for row, (name, colour) in enumerate(rows[:most]):
         start = top + 4 + 18 * row
         draw.rectangle((MARGIN, start + 2, MARGIN + 11, start + 13), colour)
-        draw.text((MARGIN + 18, start), _plain(name, 30), TRUTH_COLOURS[dark], _font(12))
+        draw.text((MARGIN + 18, start), _plain(name, 30), TRUTH_COLOURS[dark], _font(12), stroke_width=2, stroke_fill=BACKGROUNDS[dark])
 
 
 def bar_length(projection: Projection, width: int) -> float:
