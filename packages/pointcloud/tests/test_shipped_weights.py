@@ -18,9 +18,9 @@ DATA = Path(os.environ.get("VSUITE_DATA", Path(__file__).parents[4] / "shared" /
 
 
 def test_it_ships_within_its_size() -> None:
-    assert {"flatformer", "centerpoint_waymo", "gpsformer_elite"} <= set(list_models(with_weights=True))
+    assert {"flatformer", "centerpoint_waymo", "gpsformer_elite", "pointnet2"} <= set(list_models(with_weights=True))
     files = sorted((Path(__file__).parents[1] / "src/vsuite/pointcloud/weights").glob("*.safetensors"))
-    assert [file.stem for file in files] == ["centerpoint_streets", "flatformer_streets", "gpsformer_solids"]
+    assert [file.stem for file in files] == ["centerpoint_streets", "flatformer_streets", "gpsformer_solids", "pointnet2_solids"]
     assert all(file.stat().st_size < 8e6 and file.with_suffix(".md").is_file() for file in files)
 
 
@@ -29,12 +29,13 @@ def test_parts_need_weights() -> None:
         Predictor(task="parts")
 
 
-def test_it_names_solids() -> None:
+@pytest.mark.parametrize(("weights", "rightly"), [(None, 0.7), ("gpsformer_solids", 0.45)])
+def test_they_name_solids(weights: str | None, rightly: float) -> None:
     clouds, labels = make_solids(64, 256, seed=99)
-    namer = Predictor(task="classify")
+    namer = Predictor(weights, task="classify")
     assert namer.note.classes == list(CLASSES)
     named = namer.classify([PointCloud(cloud) for cloud in clouds]).argmax(axis=1)
-    assert (named == labels).mean() > 0.45  # one in sixteen would be by chance
+    assert (named == labels).mean() > rightly  # one in sixteen would be by chance
 
 
 @pytest.mark.parametrize("weights", ["centerpoint_streets", "flatformer_streets"])

@@ -32,7 +32,7 @@ from vsuite.pointcloud.settings import Task
 from vsuite.pointcloud.voting import vote
 
 NOTE = "pointcloud"  # key of the note in a weights file
-SHIPPED: dict[Task, str] = {"detect": "centerpoint_streets", "classify": "gpsformer_solids"}  # weights that come with the package
+SHIPPED: dict[Task, str] = {"detect": "centerpoint_streets", "classify": "pointnet2_solids"}  # weights that come with the package
 
 
 class ModelNote(BaseModel):

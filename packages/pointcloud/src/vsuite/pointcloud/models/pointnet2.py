@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -135,11 +136,15 @@ LAYOUT = PublishedLayout(
     build=PointNet2, infer=_infer, keys=("sa1.mlp_convs.0.weight", "sa3.mlp_convs.2.weight", "fc3.weight"), head="fc3."
 )
 
+# Trained on simulated solids; see the card beside it.
+SHIPPED = {"pointnet2_solids": Path(__file__).parents[1] / "weights" / "pointnet2_solids.safetensors"}
+
 
 @register_model(
     system="pointnet2",
     task="shape classification",
     layout=LAYOUT,
+    weights=SHIPPED,
     input_size=(1024, 3),
     paper="PointNet++: Deep Hierarchical Feature Learning on Point Sets in a Metric Space, Qi et al., NeurIPS 2017, arXiv 1706.02413",
     licence="MIT (official code, and the common PyTorch implementation)",
