@@ -312,7 +312,7 @@ def test_prediction_of_files_folders_patterns_and_arrays(photo_run: Path, photos
 
 
 def test_predictions_do_not_depend_on_the_batch(photo_run: Path, photos: Path) -> None:
-    samples = find_images([photos])
+    samples, _ = find_images([photos])
     one, many = (Predictor(photo_run, batch_size=size).predict_samples(samples) for size in (1, 7))
     for (i, first), (j, second) in zip(one, many, strict=True):
         assert i == j
