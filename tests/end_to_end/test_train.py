@@ -106,8 +106,9 @@ def test_ctrl_c_saves_the_step_and_says_how_to_go_on(data, recipe, start, invoke
     folder = tmp_path / "run"
     long = [f"--set=training.{name}" for name in ("steps=100000", "validate_every=100000", "checkpoint_every=100000", "workers=1")]
     process = start("train", "--data", data, "--recipe", recipe, "--out", folder, "--device", "cpu", *long, start_new_session=True)
+    lines = folder / "metrics.jsonl"  # there and empty before the first step
     until = time.monotonic() + 300
-    while not (folder / "metrics.jsonl").exists() and process.poll() is None and time.monotonic() < until:
+    while not (lines.exists() and lines.stat().st_size) and process.poll() is None and time.monotonic() < until:
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGINT)
     _, said = process.communicate(timeout=100)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -31,18 +31,12 @@ from vsuite.pointcloud.models.center_targets import BevGrid
 from vsuite.pointcloud.models.centerpoint import DECODE, NUSCENES_GRID, options_of_meta
 from vsuite.pointcloud.models.detector import LidarDetector
 
+sys.path.insert(0, str(Path(__file__).parent))
+import centerpoint_cases
+from centerpoint_cases import as_mmdet3d
+
 GRID = BevGrid((-5.0, -5.0), (0.5, 0.5), (20, 20))
-TINY: dict[str, Any] = {
-    "voxel_size": (0.4, 0.4, 0.5),
-    "point_cloud_range": (-9.6, -9.6, -3.0, 9.6, 9.6, 3.0),
-    "encoder_channels": (8, 12, 16),
-    "encoder_blocks": 1,
-    "output_channels": 16,
-    "backbone_channels": (16, 24),
-    "layer_nums": (1, 1),
-    "neck_channels": (16, 16),
-    "share_channels": 8,
-}
+TINY: dict[str, Any] = centerpoint_cases.SMALL | {"share_channels": 8}
 KEEP_ALL = DecodeSettings(score_threshold=0.99, nms_threshold=1.0, pre_max=10_000, post_max=10_000)
 
 
@@ -198,20 +192,6 @@ def test_the_published_structure() -> None:
     head_parameters = sum(p.numel() for name, p in models["centerpoint_nuscenes"].named_parameters() if "task_heads" in name)
     assert head_parameters == 6 * (6 * (64 * 64 * 9 + 2 * 64) + 10 * (64 * 9 + 1)) + 10 * (64 * 9 + 1)
     assert sum(p.numel() for p in models["centerpoint_nuscenes"].parameters()) == 8_938_262  # the configuration's layers, by hand
-
-
-def as_mmdet3d(detector: LidarDetector) -> dict[str, Tensor]:
-    """The state dict under the names of mmdetection3d's CenterPoint, sparse weights as before spconv 2."""
-    state = {}
-    for name, value in detector.state_dict().items():
-        found = re.match(r"backbone\.blocks\.(\d+)\.(\d+)\.(\d)\.(.*)", name)
-        if found:
-            stage, unit, layer, rest = found.groups()
-            name = f"backbone.blocks.{stage}.{3 * int(unit) + int(layer)}.{rest}"
-        if name.startswith("middle_encoder.") and value.ndim == 5:
-            value = value.movedim(0, -1).contiguous()
-        state["pts_" + name] = value
-    return state
 
 
 def test_a_checkpoint_of_mmdetection3d_with_six_tasks(tmp_path: Path) -> None:

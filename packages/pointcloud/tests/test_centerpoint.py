@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +15,11 @@ from vsuite.core.errors import InputError
 from vsuite.pointcloud.models.detector import LidarDetector
 from vsuite.pointcloud.models.sparse_encoder import DynamicSimpleVFE, SparseEncoder
 
-SMALL: dict[str, Any] = {
-    "in_channels": 4,
-    "num_classes": 3,
-    "voxel_size": (0.4, 0.4, 0.5),
-    "point_cloud_range": (-9.6, -9.6, -3.0, 9.6, 9.6, 3.0),
-    "encoder_channels": (8, 12, 16),
-    "encoder_blocks": 1,
-    "output_channels": 16,
-    "backbone_channels": (16, 24),
-    "layer_nums": (1, 1),
-    "neck_channels": (16, 16),
-    "share_channels": 16,
-    "with_velocity": False,
-}
+sys.path.insert(0, str(Path(__file__).parent))
+import centerpoint_cases
+from centerpoint_cases import as_mmdet3d
+
+SMALL: dict[str, Any] = centerpoint_cases.SMALL | {"in_channels": 4, "num_classes": 3, "share_channels": 16, "with_velocity": False}
 CAR = torch.tensor([3.0, 2.0, 0.2, 4.0, 1.8, 1.6, 0.5])
 WALKER = torch.tensor([-4.0, 5.0, 0.1, 0.8, 0.7, 1.8, 0.0])
 
@@ -189,25 +180,11 @@ def test_folding_keeps_the_maps() -> None:
     torch.testing.assert_close(fast([sweep()])["heatmap"], detector([sweep()])["heatmap"], rtol=1e-3, atol=1e-4)
 
 
-def as_mmdet3d(detector: LidarDetector, before_spconv_2: bool) -> dict[str, Tensor]:
-    """The state dict under the names of mmdetection3d's CenterPoint."""
-    state = {}
-    for name, value in detector.state_dict().items():
-        found = re.match(r"backbone\.blocks\.(\d+)\.(\d+)\.(\d)\.(.*)", name)
-        if found:
-            stage, unit, layer, rest = found.groups()
-            name = f"backbone.blocks.{stage}.{3 * int(unit) + int(layer)}.{rest}"
-        if before_spconv_2 and name.startswith("middle_encoder.") and value.ndim == 5:
-            value = value.movedim(0, -1).contiguous()
-        state["pts_" + name] = value
-    return state
-
-
 @pytest.mark.parametrize("before_spconv_2", [False, True])
 def test_checkpoint_of_mmdetection3d(tmp_path: Path, before_spconv_2: bool) -> None:
     detector = small(with_iou=True, box_coding="mmdet3d_1").eval()
     path = tmp_path / "centerpoint.pth"
-    torch.save({"meta": {}, "state_dict": as_mmdet3d(detector, before_spconv_2)}, path)
+    torch.save({"meta": {}, "state_dict": as_mmdet3d(detector, before_spconv_2=before_spconv_2)}, path)
     grid = {key: SMALL[key] for key in ("voxel_size", "point_cloud_range")}
     loaded = load_published(path, **grid).eval()
     assert loaded.middle_encoder.sparse_shape == detector.middle_encoder.sparse_shape

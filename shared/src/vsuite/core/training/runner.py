@@ -349,9 +349,11 @@ class TrainingRunner(Runner):
 
     def tell_interrupted(self) -> None:
         """Says what an interrupted run has kept."""
-        kept = "nothing is saved yet" if self.saved_step is None else f"step {self.saved_step:,} of {self.total_steps:,} is saved"
         self.progress.close()
-        self.progress.say(f"{self.folder}: {kept}; --resume continues from there")
+        if self.saved_step is None:
+            self.progress.say(f"{self.folder}: nothing is saved yet; --resume starts from the beginning")
+            return
+        self.progress.say(f"{self.folder}: step {self.saved_step:,} of {self.total_steps:,} is saved; --resume continues from there")
 
     def result(self) -> TrainingResult:
         return TrainingResult(
