@@ -18,6 +18,7 @@ from vsuite.core.nn import (
 )
 
 NUM_BLOCKS = 5  # of every group, whatever `depths` says
+PIECE = 2048  # tokens; fewer slow two threads down
 
 
 class WindowAttention(nn.Module):
@@ -76,8 +77,18 @@ class WindowAttention(nn.Module):
         (batch, height, width, dim), (h, w) = x.shape, self.window
         rows, columns = height // h, width // w
         windows = x.reshape(batch, rows, h, columns, w, dim).transpose(2, 3).reshape(batch * rows * columns, h * w, dim)
-        windows = self.attend(windows, bias)
+        windows = self._attend_pieces(windows, bias) if self._in_pieces(windows) else self.attend(windows, bias)
         return windows.view(batch, rows, columns, h, w, dim).transpose(2, 3).reshape(batch, height, width, dim)
+
+    @staticmethod
+    def _in_pieces(windows: Tensor) -> bool:
+        if windows.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return False
+        return len(windows) * windows.shape[1] > PIECE
+
+    def _attend_pieces(self, windows: Tensor, bias: Tensor) -> Tensor:
+        """As `attend`; queries, keys and values, the largest tensors of a model, are there for some windows at a time."""
+        return torch.cat([self.attend(some, bias) for some in windows.split(max(PIECE // windows.shape[1], 1))])
 
     def attend(self, windows: Tensor, bias: Tensor) -> Tensor:
         """windows: B, N, C; bias: heads, N, N or B, heads, N, N -> B, N, C."""
