@@ -65,3 +65,25 @@ def test_compiled(model: nn.Module) -> None:
     x = torch.randn(2, 3, 8, 8)
     fast = optimize_for_inference(model, x, compile=True)
     torch.testing.assert_close(fast(x), model.eval()(x))
+
+
+@pytest.mark.slow
+def test_a_compiled_graph_has_weights_of_its_own() -> None:
+    model, x = nn.Sequential(nn.Linear(3, 5), nn.GELU(), nn.Linear(5, 3)), torch.randn(2, 3)
+    fast = optimize_for_inference(model, x, compile=True)
+    with torch.inference_mode():
+        for weight in fast.parameters():
+            weight.zero_()
+        torch.testing.assert_close(fast(x), model(x))
+
+
+def test_weights_of_linear_layers_are_turned_in_memory_and_stay_shared() -> None:
+    layer = nn.Linear(3, 5)
+    twin = nn.Linear(3, 5)
+    twin.weight = layer.weight
+    fast = optimize_for_inference(nn.Sequential(layer, nn.Linear(5, 3), twin))
+    assert fast[0].weight.shape == (5, 3)
+    assert fast[0].weight.t().is_contiguous()
+    assert fast[2].weight.data_ptr() == fast[0].weight.data_ptr()
+    assert torch.equal(fast[0].weight, layer.weight)
+    assert layer.weight.is_contiguous()

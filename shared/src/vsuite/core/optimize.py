@@ -12,8 +12,9 @@ from torch import Tensor, nn
 def optimize_for_inference(model: nn.Module, example: Tensor | tuple[Any, ...] | None = None, *, compile: bool = False) -> nn.Module:
     """A frozen copy of the model, in eval mode, with everything folded that does not depend on the input.
 
-    Each module that has a method `fold()` is asked to fold (a batch norm into its convolution, say). Outputs stay
-    equal to rounding. The copy can no longer be trained, and its state dict is not the model's any more.
+    Each module that has a method `fold()` is asked to fold (a batch norm into its convolution, say), and the weights of
+    linear layers are turned in memory. Outputs stay equal to rounding. The copy can no longer be trained, and its state
+    dict is not the model's any more.
 
     Args:
         model: left as it is.
@@ -27,10 +28,22 @@ def optimize_for_inference(model: nn.Module, example: Tensor | tuple[Any, ...] |
         if callable(fold):
             fold()
     vars(fast).pop("built_from", None)  # weights saved from it could not be loaded again
+    _turn_weights(fast)
     if compile:
+        from torch._inductor import config  # takes a second
+
         # One graph a size: graphs of free sizes are slower, and torch 2.13 fails to make that of CvT.
-        fast = torch.compile(fast, dynamic=False, options={"freezing": True})  # type: ignore[assignment]
+        fast = torch.compile(fast, dynamic=False)  # type: ignore[assignment]
+        # Whether weights freeze is read while a call traces a graph, and not from the options of `torch.compile`.
+        fast.forward = config.patch(freezing=True)(fast.forward)
     if example is not None:
         with torch.inference_mode():
             fast(*example) if isinstance(example, tuple) else fast(example)
     return fast
+
+
+def _turn_weights(model: nn.Module) -> None:
+    """Stores the weights of linear layers column by column, in place, as products of few rows take them without packing them anew."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            module.weight.data = module.weight.data.t().contiguous().t()
