@@ -342,6 +342,22 @@ def test_a_model_that_reads_the_time_is_judged_on_several_sweeps(
     assert all(("time" in cloud.columns) == ("time" in columns) for cloud in seen)
 
 
+@pytest.mark.parametrize(("columns", "counts"), [(["intensity"], [200, 200]), (["intensity", "time"], [200, 600])])
+def test_a_model_that_reads_the_time_is_trained_on_several_sweeps(tmp_path: Path, columns: list[str], counts: list[int]) -> None:
+    from vsuite.pointcloud.training import make_task, resolve_settings
+
+    recipe = {
+        "name": "tiny",
+        "task": "detect",
+        "model": "centerpoint_nuscenes",
+        "training": {"steps": 1, "batch_size": 1},
+        "sweeps": {"classes": ["car"], "columns": columns},
+    }
+    (tmp_path / "tiny.yaml").write_text(json.dumps(recipe))
+    task: Any = make_task(resolve_settings(data=make_nuscenes(tmp_path), recipe=tmp_path / "tiny.yaml"))[0]
+    assert sorted(len(frame.read()) for frame in [*task.training, *task.validation]) == counts
+
+
 def test_nuscenes_tables_that_are_missing(tmp_path: Path) -> None:
     make_nuscenes(tmp_path)
     (tmp_path / "v1.0-mini" / "ego_pose.json").unlink()

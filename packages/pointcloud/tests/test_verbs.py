@@ -248,6 +248,22 @@ def test_training_starts_from_other_weights(detector: Path, streets: Path, tmp_p
     assert load_weights(model, detector / "checkpoints" / "best.safetensors", strict=False).mismatched
 
 
+def test_training_reads_the_columns_of_the_recipe(streets: Path, tmp_path: Path) -> None:
+    from vsuite.pointcloud.training import make_task, resolve_settings
+
+    def first_points(*columns: str) -> torch.Tensor:
+        recipe = TINY_DETECTOR | {"sweeps": TINY_DETECTOR["sweeps"] | {"columns": list(columns), "paste": {}}}
+        task, _ = make_task(resolve_settings(data=streets, recipe=write_recipe(tmp_path, recipe)))
+        return task.training_data().sample(0, np.random.default_rng(0))["points"]
+
+    assert first_points().shape[1] == 3
+    points = first_points("intensity", "time")
+    assert points.shape[1] == 5
+    assert not points[:, 4].any()  # a single sweep, of age 0
+    with pytest.raises(InputError, match=r"\.bin: has no column ring; its columns are: intensity"):
+        first_points("ring")
+
+
 def test_the_note_makes_inputs() -> None:
     note = ModelNote(task="detect", classes=["Car"], columns=["intensity"], column_scales={"intensity": 2.0}, tanh=["intensity"])
     points = np.arange(6, dtype=np.float32).reshape(2, 3)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from vsuite.core.training import TrainingResult, TrainingTask
 from vsuite.core.training.by_recipe import train_by_recipe
 from vsuite.pointcloud.data.detection import read_detection
 from vsuite.pointcloud.data.frames import Frame
+from vsuite.pointcloud.data.nuscenes import SWEEPS
 from vsuite.pointcloud.data.shapes import ShapeData, read_shapes, shape_splits
 from vsuite.pointcloud.detection import DetectionTask
 from vsuite.pointcloud.settings import RECIPES, RunSettings
@@ -61,16 +64,18 @@ def _every(count: int, chosen: int) -> list[int]:
 
 def _frames(settings: RunSettings) -> tuple[list[Frame], list[Frame]]:
     """Frames to train on and to validate on, with the boxes of the classes to learn."""
-    root = Path(settings.data)
+    root, sweeps = Path(settings.data), settings.sweeps
+    read = partial(read_detection, root, sweeps=SWEEPS if "time" in sweeps.columns else 1)
     if (root / "ImageSets" / "val.txt").is_file():
-        training, held_out = read_detection(root, "train").frames, read_detection(root, "val").frames
+        training, held_out = read("train").frames, read("val").frames
     else:
-        frames = [frame for frame in read_detection(root).frames if frame.boxes is not None]
+        frames = [frame for frame in read().frames if frame.boxes is not None]
         training, held_out = _divided(frames, settings)
     most = min(len(held_out), settings.validation.most or len(held_out))
-    sweeps = settings.sweeps
+    columns = tuple(sweeps.columns)
     training, held_out = (
-        [frame.of_classes(sweeps.classes, sweeps.merge) for frame in part if frame.boxes is not None] for part in (training, held_out)
+        [replace(frame.of_classes(sweeps.classes, sweeps.merge), columns=columns) for frame in part if frame.boxes is not None]
+        for part in (training, held_out)
     )
     if not any(frame.labels for frame in training):
         raise InputError(f"{root}: no box to train on is a {' or '.join(settings.sweeps.classes)}")
