@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -151,6 +152,26 @@ def test_evaluate_agrees_for_a_model_and_its_predictions(capsys, detector: Path,
     assert "Hungarian" in out
     first, second = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in "ab")
     assert first["waymo"] == second["waymo"]
+
+
+def test_a_damaged_frame_is_named_and_the_others_are_judged(capsys, detector: Path, streets: Path, tmp_path: Path) -> None:
+    shutil.copytree(streets, tmp_path / "streets")
+    first, *others = (streets / "ImageSets" / "train.txt").read_text().split()
+    (tmp_path / "streets" / "points" / f"{first}.bin").write_bytes(b"123")
+    command = ["evaluate", "--data", tmp_path / "streets", "--split", "train", "--weights", detector, "--out", tmp_path / "out"]
+    code, out, err = vsuite(capsys, *command)
+    assert code == 2
+    assert f"1 of {len(others) + 1} frames cannot be read and do not count" in err
+    assert f"points/{first}.bin" in err
+    assert "Hungarian" in out
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert found["count"] == len(others)
+    assert len(found["not_read"]) == 1
+    for name in others:
+        (tmp_path / "streets" / "points" / f"{name}.bin").write_bytes(b"123")
+    code, out, err = vsuite(capsys, *command)
+    assert code == 2
+    assert f"none of {len(others) + 1} frames can be read" in err
 
 
 def test_truth_as_prediction_is_perfect(streets: Path, tmp_path: Path) -> None:

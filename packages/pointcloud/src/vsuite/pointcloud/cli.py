@@ -148,6 +148,7 @@ def evaluate(
     evaluation.print_evaluation(found, {"band": "all"})
     evaluation.write_evaluation(found, out, data=str(data), weights=weights, votes=votes)
     typer.echo(f"files in {out}")
+    options.say_failed(list(found.failed), found.frames + len(found.failed), "frames cannot be read and do not count")
 
 
 @app.command()

@@ -84,10 +84,11 @@ METRICS: dict[str, tuple[Callable[..., list[dict[str, Any]]], str]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Tables by metric: what it is, and its rows as plain dictionaries."""
+    """Tables by metric: what it is, and its rows as plain dictionaries; and a line for each frame that could not be read."""
 
     frames: int
     tables: Mapping[str, tuple[str, list[dict[str, Any]]]]
+    failed: tuple[str, ...] = ()
 
 
 def evaluate_boxes(pairs: Sequence[Pair], metrics: Sequence[str], overlaps: Mapping[str, float] | None = None) -> Evaluation:
@@ -159,7 +160,7 @@ def _text(value: Any) -> str:
 def write_evaluation(evaluation: Evaluation, folder: str | Path, **facts: Any) -> None:
     """Writes `metrics.json`: the definitions, all rows, and further facts."""
     tables = {title: {"definition": definition, "rows": rows} for title, (definition, rows) in evaluation.tables.items()}
-    content = _finite({**facts, "count": evaluation.frames, **tables})
+    content = _finite({**facts, "count": evaluation.frames, "not_read": evaluation.failed, **tables})
     write_text(Path(folder) / "metrics.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
@@ -195,20 +196,28 @@ def judge_model(
         votes: scaled copies that vote on each shape; see `vsuite.pointcloud.voting`.
         remove_close: metres; points of sweeps nearer to the sensor are left out. None: as the data set has it, 1 for nuScenes.
 
+    Frames that cannot be read do not count and are named in the result.
+
     Raises:
-        InputError: for data without labels, or of other classes than the model's.
+        InputError: for data without labels, of other classes than the model's, or without a frame that can be read.
     """
     predictor = Predictor(weights, task=task, device=device)
     if predictor.note.task == "detect":
-        pairs = []
+        pairs, failed = [], []
         frames = labelled_frames(data, split, sweeps=SWEEPS if "time" in predictor.note.columns else 1)
         with console(stderr=True).status("") as status:
             for number, frame in enumerate(frames, 1):
                 status.update(f"{number} of {len(frames)}: {frame.name}")
-                cloud = (frame if remove_close is None else dataclasses.replace(frame, remove_close=remove_close)).read()
+                try:
+                    cloud = (frame if remove_close is None else dataclasses.replace(frame, remove_close=remove_close)).read()
+                except InputError as error:
+                    failed.append(str(error))
+                    continue
                 found = named(predictor.detect(cloud, score_threshold=0.05, remove_close=0.0), predictor.note.classes)
                 pairs.append((truths_of(known(frame, classes or predictor.note.classes), cloud), found_of(found)))
-        return evaluate_boxes(pairs, metrics, overlaps)
+        if not pairs:
+            raise InputError(f"{data}: none of {len(frames)} frames can be read; the first: {failed[0]}")
+        return dataclasses.replace(evaluate_boxes(pairs, metrics, overlaps), failed=tuple(failed))
     shapes = read_shapes(data, split or _default_split(shape_splits(data)))
     if list(shapes.class_names) != predictor.note.classes:
         raise InputError(f"{data}: its classes {', '.join(shapes.class_names)} are not the model's, {', '.join(predictor.note.classes)}")
