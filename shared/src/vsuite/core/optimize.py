@@ -19,8 +19,8 @@ def optimize_for_inference(model: nn.Module, example: Tensor | tuple[Any, ...] |
     Args:
         model: left as it is.
         example: an input (or a tuple of them) to run once, so that the first real call pays no warm-up.
-        compile: also compile with `torch.compile`, weights frozen into the graph (needs a C++ compiler on CPU; takes up to
-            minutes on the first call of each size, which must run under `torch.inference_mode()` for the freezing to happen).
+        compile: also compile with `torch.compile`, weights frozen into the graph, which has no gradients (needs a C++ compiler
+            on CPU; takes up to minutes on the first call of each size).
     """
     fast = copy.deepcopy(model).eval().requires_grad_(False)
     for module in list(fast.modules()):
@@ -35,7 +35,7 @@ def optimize_for_inference(model: nn.Module, example: Tensor | tuple[Any, ...] |
         # One graph a size: graphs of free sizes are slower, and torch 2.13 fails to make that of CvT.
         fast = torch.compile(fast, dynamic=False)  # type: ignore[assignment]
         # Whether weights freeze is read while a call traces a graph, and not from the options of `torch.compile`.
-        fast.forward = config.patch(freezing=True)(fast.forward)
+        fast.forward = torch.no_grad()(config.patch(freezing=True)(fast.forward))
     if example is not None:
         with torch.inference_mode():
             fast(*example) if isinstance(example, tuple) else fast(example)
