@@ -90,3 +90,4 @@ def test_weights_of_linear_layers_are_turned_in_memory_and_stay_shared() -> None
     assert fast[2].weight.data_ptr() == fast[0].weight.data_ptr()
     assert torch.equal(fast[0].weight, layer.weight)
     assert layer.weight.is_contiguous()
+    assert optimize_for_inference(layer, precision="bf16").weight.is_contiguous()  # type: ignore[operator]

@@ -105,8 +105,7 @@ def test_an_interrupt_before_anything_is_saved(tmp_path: Path, capfd: pytest.Cap
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "run", ToyTask(interrupt_at=1, again_at=2), accumulate=2)
     said = capfd.readouterr().err
-    assert "nothing is saved yet" in said
-    assert "--resume" in said
+    assert "nothing is saved yet; --resume starts from the beginning" in said
     assert not (tmp_path / "run" / "checkpoints" / "last.pth").exists()
     run(tmp_path / "run", resume=True, accumulate=2)
     run(tmp_path / "whole", accumulate=2)

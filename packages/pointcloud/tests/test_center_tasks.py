@@ -315,7 +315,7 @@ def test_predict_with_a_file_without_notes_says_what_it_assumes(capsys: pytest.C
     assert len(texts) == 2
     assert "assumed voxel_size (0.1, 0.1, 0.2), point_cloud_range (-51.2, " in texts[0]
     assert "box_coding mmdet3d_1; " in texts[0]
-    assert texts[1] == "points have no time: taken as one sweep; the model was trained on several"
+    assert texts[1] == "points have no time: all are taken to be of age 0; the model was trained to read their age"
 
 
 def test_an_exported_file_is_read_back_as_it_was(tmp_path: Path) -> None:

@@ -155,23 +155,31 @@ def test_evaluate_agrees_for_a_model_and_its_predictions(capsys, detector: Path,
 
 
 def test_a_damaged_frame_is_named_and_the_others_are_judged(capsys, detector: Path, streets: Path, tmp_path: Path) -> None:
+    from vsuite.pointcloud.data.boxes_io import Boxes, write_json
+
     shutil.copytree(streets, tmp_path / "streets")
     first, *others = (streets / "ImageSets" / "train.txt").read_text().split()
     (tmp_path / "streets" / "points" / f"{first}.bin").write_bytes(b"123")
     command = ["evaluate", "--data", tmp_path / "streets", "--split", "train", "--weights", detector, "--out", tmp_path / "out"]
     code, out, err = vsuite(capsys, *command)
     assert code == 2
-    assert f"1 of {len(others) + 1} frames cannot be read and do not count" in err
+    assert f"1 of {len(others) + 1} frames cannot be used and do not count" in err
     assert f"points/{first}.bin" in err
     assert "Hungarian" in out
     found = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert found["count"] == len(others)
-    assert len(found["not_read"]) == 1
+    assert len(found["not_used"]) == 1
+    boxes, truth = tmp_path / "boxes.json", read_detection(streets).frames
+    write_json(boxes, {f.name: Boxes(f.boxes, f.labels, np.ones(len(f.labels), np.float32)) for f in truth})
+    code, _, err = vsuite(capsys, *command[:5], boxes, "--out", tmp_path / "out")
+    assert code == 2
+    assert f"1 of {len(others) + 1} frames cannot be used and do not count" in err
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["count"] == len(others)
     for name in others:
         (tmp_path / "streets" / "points" / f"{name}.bin").write_bytes(b"123")
     code, out, err = vsuite(capsys, *command)
     assert code == 2
-    assert f"none of {len(others) + 1} frames can be read" in err
+    assert f"none of {len(others) + 1} frames can be used" in err
 
 
 def test_truth_as_prediction_is_perfect(streets: Path, tmp_path: Path) -> None:
@@ -245,6 +253,7 @@ def test_wrong_weights_and_tasks(capsys, detector: Path, classifier: Path, stree
         (["evaluate", "--data", streets, "--weights", classifier], "are not the model's, ellipsoid"),
         (["evaluate", "--data", shapes, "--weights", detector], "not a known detection data set"),
         (["evaluate", "--data", streets, "--weights", detector, "--metrics", "coco"], "unknown metric 'coco'"),
+        (["evaluate", "--data", streets, "boxes.json", "--remove-close", "1"], "--remove-close is for what a model is given"),
         (["evaluate", "--data", streets, "--weights", detector, "--remove-close", "900"], "all of its points are nearer than 900 m"),
         (["train", "--data", streets, "--recipe", "flatformer_street"], "flatformer_streets"),
         (["train", "--data", streets, "--model", "pointnet2"], "is a model for shape classification"),

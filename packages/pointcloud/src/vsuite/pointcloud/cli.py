@@ -141,6 +141,8 @@ def evaluate(
     counted: dict[str, Any] = {"split": split, "metrics": _listed(metrics), "overlaps": overlaps, "classes": _names(classes)}
     if predictions is not None and weights is not None:
         raise InputError("give either --weights or a file of predictions")
+    if predictions is not None and remove_close is not None:
+        raise InputError("--remove-close is for what a model is given; the predictions are there already")
     if predictions is not None:
         found = evaluation.judge_predictions(predictions, data, **counted)
     else:
@@ -148,7 +150,7 @@ def evaluate(
     evaluation.print_evaluation(found, {"band": "all"})
     evaluation.write_evaluation(found, out, data=str(data), weights=weights, votes=votes)
     typer.echo(f"files in {out}")
-    options.say_failed(list(found.failed), found.frames + len(found.failed), "frames cannot be read and do not count")
+    options.say_failed(list(found.failed), found.frames + len(found.failed), "frames cannot be used and do not count")
 
 
 @app.command()

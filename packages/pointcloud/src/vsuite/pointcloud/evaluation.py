@@ -19,7 +19,7 @@ from vsuite.pointcloud.data.boxes_io import NOTHING, Boxes
 from vsuite.pointcloud.data.clouds import PointCloud
 from vsuite.pointcloud.data.detection import read_detection
 from vsuite.pointcloud.data.frames import Frame, points_in_box_count
-from vsuite.pointcloud.data.nuscenes import SWEEPS
+from vsuite.pointcloud.data.nuscenes import sweeps_for
 from vsuite.pointcloud.data.shapes import read_shapes, shape_splits
 from vsuite.pointcloud.inference import Predictor, named
 from vsuite.pointcloud.metrics.detection import Found, Truths
@@ -84,7 +84,7 @@ METRICS: dict[str, tuple[Callable[..., list[dict[str, Any]]], str]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Tables by metric: what it is, and its rows as plain dictionaries; and a line for each frame that could not be read."""
+    """Tables by metric: what it is, and its rows as plain dictionaries; and a line for each frame that could not be used."""
 
     frames: int
     tables: Mapping[str, tuple[str, list[dict[str, Any]]]]
@@ -160,7 +160,7 @@ def _text(value: Any) -> str:
 def write_evaluation(evaluation: Evaluation, folder: str | Path, **facts: Any) -> None:
     """Writes `metrics.json`: the definitions, all rows, and further facts."""
     tables = {title: {"definition": definition, "rows": rows} for title, (definition, rows) in evaluation.tables.items()}
-    content = _finite({**facts, "count": evaluation.frames, "not_read": evaluation.failed, **tables})
+    content = _finite({**facts, "count": evaluation.frames, "not_used": evaluation.failed, **tables})
     write_text(Path(folder) / "metrics.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
@@ -189,6 +189,8 @@ def judge_model(
 ) -> Evaluation:
     """A model's answers to a data set, compared with its labels. A model that reads `time` gets ten sweeps of nuScenes in a frame.
 
+    Sweeps that cannot be used do not count and are named in the result.
+
     Args:
         weights: see `Predictor`.
         split: of the data set; None takes val, else test, else everything.
@@ -196,28 +198,19 @@ def judge_model(
         votes: scaled copies that vote on each shape; see `vsuite.pointcloud.voting`.
         remove_close: metres; points of sweeps nearer to the sensor are left out. None: as the data set has it, 1 for nuScenes.
 
-    Frames that cannot be read do not count and are named in the result.
-
     Raises:
-        InputError: for data without labels, of other classes than the model's, or without a frame that can be read.
+        InputError: for data without labels, of other classes than the model's, or without a sweep that can be used.
     """
     predictor = Predictor(weights, task=task, device=device)
     if predictor.note.task == "detect":
-        pairs, failed = [], []
-        frames = labelled_frames(data, split, sweeps=SWEEPS if "time" in predictor.note.columns else 1)
-        with console(stderr=True).status("") as status:
-            for number, frame in enumerate(frames, 1):
-                status.update(f"{number} of {len(frames)}: {frame.name}")
-                try:
-                    cloud = (frame if remove_close is None else dataclasses.replace(frame, remove_close=remove_close)).read()
-                except InputError as error:
-                    failed.append(str(error))
-                    continue
-                found = named(predictor.detect(cloud, score_threshold=0.05, remove_close=0.0), predictor.note.classes)
-                pairs.append((truths_of(known(frame, classes or predictor.note.classes), cloud), found_of(found)))
-        if not pairs:
-            raise InputError(f"{data}: none of {len(frames)} frames can be read; the first: {failed[0]}")
-        return dataclasses.replace(evaluate_boxes(pairs, metrics, overlaps), failed=tuple(failed))
+        frames = labelled_frames(data, split, sweeps=sweeps_for(predictor.note.columns))
+
+        def detect(frame: Frame) -> Pair:
+            cloud = (frame if remove_close is None else dataclasses.replace(frame, remove_close=remove_close)).read()
+            found = named(predictor.detect(cloud, score_threshold=0.05, remove_close=0.0), predictor.note.classes)
+            return truths_of(known(frame, classes or predictor.note.classes), cloud), found_of(found)
+
+        return _judge_frames(frames, detect, metrics, overlaps)
     shapes = read_shapes(data, split or _default_split(shape_splits(data)))
     if list(shapes.class_names) != predictor.note.classes:
         raise InputError(f"{data}: its classes {', '.join(shapes.class_names)} are not the model's, {', '.join(predictor.note.classes)}")
@@ -238,6 +231,8 @@ def judge_predictions(
 ) -> Evaluation:
     """Boxes in a file (or a folder of KITTI results), compared with a data set's labels; frames without predictions count as empty.
 
+    Sweeps that cannot be used do not count and are named in the result: labels may not say how many points are in a box.
+
     Args:
         classes: which count; None takes all of the data set. The others as in `judge_model`.
 
@@ -248,11 +243,29 @@ def judge_predictions(
     frames = labelled_frames(data, split)
     if not any(Path(frame.name).name in found for frame in frames):
         raise InputError(f"{predictions}: has no frame of {data}; it has {', '.join(list(found)[:4]) or 'none'}")
-    pairs = []
-    for frame in frames:
+
+    def look_up(frame: Frame) -> Pair:
         truth = truths_of(frame if classes is None else known(frame, classes))
-        pairs.append((truth, found_of(found.get(Path(frame.name).name, NOTHING))))
-    return evaluate_boxes(pairs, metrics, overlaps)
+        return truth, found_of(found.get(Path(frame.name).name, NOTHING))
+
+    return _judge_frames(frames, look_up, metrics, overlaps)
+
+
+def _judge_frames(
+    frames: Sequence[Frame], pair: Callable[[Frame], Pair], metrics: Sequence[str], overlaps: Mapping[str, float] | None
+) -> Evaluation:
+    """Compares what `pair` makes of each frame: truth and detections."""
+    pairs, failed = [], []
+    with console(stderr=True).status("") as status:
+        for number, frame in enumerate(frames, 1):
+            status.update(f"{number} of {len(frames)}: {frame.name}")
+            try:
+                pairs.append(pair(frame))
+            except InputError as error:
+                failed.append(str(error))
+    if not pairs:
+        raise InputError(f"none of {len(frames)} frames can be used; the first: {failed[0]}")
+    return dataclasses.replace(evaluate_boxes(pairs, metrics, overlaps), failed=tuple(failed))
 
 
 def read_boxes(path: str | Path) -> dict[str, Boxes]:

@@ -66,7 +66,7 @@ class ModelNote(BaseModel):
         for name in self.columns:
             if name == "time" and name not in cloud.columns:
                 # The text names no file, so that Python shows it once, not once a sweep.
-                warnings.warn("points have no time: taken as one sweep; the model was trained on several", stacklevel=2)
+                warnings.warn("points have no time: all are taken to be of age 0; the model was trained to read their age", stacklevel=2)
                 parts.append(np.zeros((len(cloud), 1), np.float32))
                 continue
             if name not in cloud.columns:
@@ -186,7 +186,7 @@ class Predictor:
         if task is not None and task != self.note.task:
             raise InputError(f"{self.source}: is for the task {self.note.task!r}, not {task!r}")
         self.device, self.precision = pick_device(device), precision
-        self.model: Any = optimize_for_inference(network).to(self.device)
+        self.model: Any = optimize_for_inference(network, precision=precision).to(self.device)
 
     def detect(
         self, cloud: PointCloud | str | Path, *, score_threshold: float = 0.1, turn: float = 0.0, remove_close: float | None = None

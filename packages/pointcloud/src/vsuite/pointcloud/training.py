@@ -15,7 +15,7 @@ from vsuite.core.training import TrainingResult, TrainingTask
 from vsuite.core.training.by_recipe import train_by_recipe
 from vsuite.pointcloud.data.detection import read_detection
 from vsuite.pointcloud.data.frames import Frame
-from vsuite.pointcloud.data.nuscenes import SWEEPS
+from vsuite.pointcloud.data.nuscenes import sweeps_for
 from vsuite.pointcloud.data.shapes import ShapeData, read_shapes, shape_splits
 from vsuite.pointcloud.detection import DetectionTask
 from vsuite.pointcloud.settings import RECIPES, RunSettings
@@ -65,7 +65,7 @@ def _every(count: int, chosen: int) -> list[int]:
 def _frames(settings: RunSettings) -> tuple[list[Frame], list[Frame]]:
     """Frames to train on and to validate on, with the boxes of the classes to learn."""
     root, sweeps = Path(settings.data), settings.sweeps
-    read = partial(read_detection, root, sweeps=SWEEPS if "time" in sweeps.columns else 1)
+    read = partial(read_detection, root, sweeps=sweeps_for(sweeps.columns))
     if (root / "ImageSets" / "val.txt").is_file():
         training, held_out = read("train").frames, read("val").frames
     else:

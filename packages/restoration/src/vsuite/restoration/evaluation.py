@@ -199,7 +199,12 @@ def write_evaluation(evaluation: Evaluation, folder: str | Path) -> None:
     """Writes `metrics.csv`, a line a picture and a column a figure, and `metrics.json`, the means and the conventions of each.
 
     The figures of what was to be evaluated come first; those of baselines carry the method's name: "bicubic_psnr_y".
+
+    Raises:
+        InputError: where no picture could be compared.
     """
+    if not any(result.rows for result in evaluation.results.values()):
+        raise InputError(f"no picture could be compared; first: {evaluation.failed[0]}")
     *baselines, evaluated = evaluation.results
     columns = [(evaluated, column, column) for column in _columns(evaluation)]
     columns += [(method, column, f"{method}_{column}") for method in baselines for column in _columns(evaluation)]

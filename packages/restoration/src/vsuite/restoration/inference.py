@@ -14,17 +14,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from vsuite.core import InputError, load_published, optimize_for_inference
-from vsuite.core.devices import pick_device
+from vsuite.core import InputError, devices, load_published, optimize_for_inference
 from vsuite.core.errors import unknown
 from vsuite.core.weights import find_weights
 from vsuite.restoration.images import Pixels
 from vsuite.restoration.resize import KERNELS, resize_weights, weighted_sums
 from vsuite.restoration.tiling import Progress, Tiling, tiled
 
-Precision = Literal["auto", "fp32", "fp16", "bf16"]
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-SAFER: Mapping[str, str | None] = {"fp16": "bf16", "bf16": "fp32", "fp32": None}
+Precision = Literal["auto"] | devices.Precision
+DTYPES: Mapping[devices.Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+SAFER: Mapping[devices.Precision, devices.Precision | None] = {"fp16": "bf16", "bf16": "fp32", "fp32": None}
 MEMORY = 1 << 30  # bytes that one tile may take on a CPU; half of what is free on a GPU
 STRIP = 5 << 27  # bytes that a row of tiles of the output may take, as floats
 LARGEST_TILE, SMALLEST_TILE = 1024, 32  # of those that are not given
@@ -103,17 +102,17 @@ class Restorer:
         blend_with: str | Path | None = None,
         blend: float = 0.5,
     ) -> None:
-        self.device = pick_device(device)
+        self.device = devices.pick_device(device)
         model = weights if isinstance(weights, nn.Module) else load_model(weights, scale)
         self.name = type(weights).__name__ if isinstance(weights, nn.Module) else Path(weights or shipped(scale)).stem
         self.scale, self.channels = _facts(model, self.name, scale)
         if blend_with is not None:
             model = interpolate(model, load_model(blend_with, self.scale), blend)
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
-        self.model = optimize_for_inference(model).to(self.device)
         if precision not in ("auto", *DTYPES):
             raise unknown("precision", precision, ("auto", *DTYPES))
-        self.precision: str = precision if precision != "auto" else "fp16" if self.device.type == "cuda" else "fp32"
+        self.precision: devices.Precision = precision if precision != "auto" else "fp16" if self.device.type == "cuda" else "fp32"
+        self.model = optimize_for_inference(model, precision=self.precision).to(self.device)
         self.multiple = int(getattr(model, "window_size", 1))
         self.ensemble = ensemble
         self.tiling = Tiling(self._affordable_tile(overlap) if tile is None else tile, overlap, self.multiple, wrap)
@@ -221,7 +220,10 @@ class Restorer:
             return self.model(x).float()
 
     def _affordable_tile(self, overlap: int) -> int:
-        """Side of the largest tile for which four tensors of the size of the model's largest fit into the memory."""
+        """Side of the largest tile for which four tensors of the size of the model's largest fit into the memory.
+
+        On a small map: what goes through a large one piece by piece is counted whole.
+        """
         side = max(32, self.multiple)
         largest = 1
 

@@ -56,8 +56,9 @@ def compare(subjects: Sequence[Subject], conditions: Conditions, progress: Calla
     label = subjects[0].label
     try:
         inputs = conditions.inputs()
-        first = subjects[0].build()
-        models = [model.to(conditions.device) for model in (first, *(subject.build(first.state_dict()) for subject in subjects[1:]))]
+        first = subjects[0].build(precision=conditions.precision)
+        others = (subject.build(first.state_dict(), conditions.precision) for subject in subjects[1:])
+        models = [model.to(conditions.device) for model in (first, *others)]
         with conditions.applied():
             progress("counting operations")
             # a compiled model hides its operators; it is the optimized form that is compiled

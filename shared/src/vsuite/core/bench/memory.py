@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def _run(subject: Subject, conditions: Conditions) -> None:
-    model = subject.build().to(conditions.device)
+    model = subject.build(precision=conditions.precision).to(conditions.device)
     inputs = conditions.inputs()
     with conditions.applied():
         model(inputs)

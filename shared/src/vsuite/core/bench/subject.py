@@ -86,15 +86,15 @@ class Subject:
     def label(self) -> str:
         return self.name if self.form == "fast" else f"{self.name}, {self.form}"
 
-    def build(self, weights: Mapping[str, Tensor] | None = None) -> nn.Module:
-        """The model in eval mode, with these weights if any are given."""
+    def build(self, weights: Mapping[str, Tensor] | None = None, precision: Precision = "fp32") -> nn.Module:
+        """The model in eval mode, with these weights if any are given; `precision`: see `optimize_for_inference`."""
         module, function = self.target.split(":")
         build = getattr(importlib.import_module(module), function, None) or model_info(self.name).builder
         model = build(**self.options).eval()
         if weights is not None:
             load_weights(model, weights)
         if self.form in ("optimized", "compiled"):
-            model = optimize_for_inference(model, compile=self.form == "compiled")
+            model = optimize_for_inference(model, compile=self.form == "compiled", precision=precision)
         return model
 
 

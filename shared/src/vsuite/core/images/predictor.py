@@ -90,7 +90,7 @@ class Predictor:
         self.device = pick_device(device)
         network, self.note = load_classifier(source, model)
         self.source, self.precision, self.batch_size = str(source), precision, batch_size
-        self.model = optimize_for_inference(network).to(self.device)
+        self.model = optimize_for_inference(network, precision=precision).to(self.device)
         if image_size is not None:
             image = self.note.image.model_copy(update={"size": (image_size, image_size)})
             self.note = self.note.model_copy(update={"image": image})

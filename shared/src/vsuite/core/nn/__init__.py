@@ -9,7 +9,7 @@ from vsuite.core.nn.drop_path import DropPath, drop_path_rates
 from vsuite.core.nn.fold import fold_batch_norm
 from vsuite.core.nn.initialise import initialise_transformer
 from vsuite.core.nn.memoise import memoise
-from vsuite.core.nn.mlp import Mlp, perceptron
+from vsuite.core.nn.mlp import Mlp, may_go_in_pieces, perceptron
 from vsuite.core.nn.norm import LayerNorm2d
 from vsuite.core.nn.position_grid import resize_position_grid, sincos_position_grid
 from vsuite.core.nn.relative_position import (
@@ -44,6 +44,7 @@ __all__ = [
     "gather_position_bias",
     "initialise_transformer",
     "map_to_tokens",
+    "may_go_in_pieces",
     "memoise",
     "pad_to_windows",
     "perceptron",

@@ -28,8 +28,13 @@ def perceptron(x: Tensor, fc1: nn.Module, fc2: nn.Module, activation: Callable[[
     return torch.cat([fc2(activation(fc1(piece))) for piece in pieces]).unflatten(0, x.shape[:-1])
 
 
+def may_go_in_pieces(x: Tensor) -> bool:
+    """Whether work on `x` may be cut for the sake of the cache: at inference on a CPU, and not while a graph is made."""
+    return x.device.type == "cpu" and not (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing())
+
+
 def _in_pieces(x: Tensor, fc1: nn.Module, fc2: nn.Module) -> bool:
-    if x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if not may_go_in_pieces(x):
         return False
     narrow = isinstance(fc1, nn.Linear) and isinstance(fc2, nn.Linear) and fc1.out_features <= WIDEST
     return narrow and x.numel() >= 4 * PIECE * x.shape[-1]

@@ -349,11 +349,12 @@ class TrainingRunner(Runner):
 
     def tell_interrupted(self) -> None:
         """Says what an interrupted run has kept."""
-        self.progress.close()
         if self.saved_step is None:
-            self.progress.say(f"{self.folder}: nothing is saved yet; --resume starts from the beginning")
-            return
-        self.progress.say(f"{self.folder}: step {self.saved_step:,} of {self.total_steps:,} is saved; --resume continues from there")
+            kept = "nothing is saved yet; --resume starts from the beginning"
+        else:
+            kept = f"step {self.saved_step:,} of {self.total_steps:,} is saved; --resume continues from there"
+        self.progress.close()
+        self.progress.say(f"{self.folder}: {kept}")
 
     def result(self) -> TrainingResult:
         return TrainingResult(

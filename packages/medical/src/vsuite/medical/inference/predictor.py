@@ -121,7 +121,7 @@ class Predictor:
         self.batch_size = usual if batch_size is None else batch_size
         if self.batch_size < 1:
             raise InputError(f"batch_size must be 1 or more; got {batch_size}")
-        self.models = [optimize_for_inference(model, compile=compile).to(self.device) for model, _ in loaded]
+        self.models = [optimize_for_inference(model, compile=compile, precision=precision).to(self.device) for model, _ in loaded]
         self.precision, self.overlap, self.blend, self.interpolation = precision, overlap, blend, interpolation
         axes = [axis + 2 for axis in self.plan.mirror_axes] if mirror else []
         self.mirrors = [flips for count in range(len(axes) + 1) for flips in itertools.combinations(axes, count)]

@@ -6,7 +6,7 @@ Points and boxes stay in the sensor's own frame (x right, y forward, z up), as t
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -120,6 +120,11 @@ class Tables:
 
 SWEEPS = 10
 """Sweeps in a frame of nuScenes' benchmark, half a second: what models that read the points' age were trained on."""
+
+
+def sweeps_for(columns: Collection[str]) -> int:
+    """How many sweeps make a frame for a model that reads these columns."""
+    return SWEEPS if "time" in columns else 1
 
 
 def read_nuscenes(root: str | Path, split: str | None = None, *, version: str | None = None, sweeps: int = 1) -> DetectionData:

@@ -363,7 +363,9 @@ register_variants(
         "drct_large_x3": Variant(LARGE | {"scale": 3}, "DRCT-L x3: 12 groups, 27,617,647 parameters", LARGE_X3, (3, 64, 64)),
         "drct_large_x4": Variant(LARGE, "DRCT-L x4: 12 groups, 27,580,719 parameters", LARGE_X4, (3, 64, 64)),
         "drct_lite_x2": Variant(LITE | {"scale": 2}, "a small DRCT x2 of ours for CPUs", (), (3, 64, 64), _shipped("drct_lite_x2")),
-        "drct_lite_x4": Variant(LITE, "a small DRCT x4 of ours for CPUs", (), (3, 64, 64), _shipped("drct_lite_x4")),
+        "drct_lite_x4": Variant(
+            LITE | {"depths": (6, 6, 6)}, "a small DRCT x4 of ours for CPUs", (), (3, 64, 64), _shipped("drct_lite_x4")
+        ),
     },
     system="drct",
     task="restoration",

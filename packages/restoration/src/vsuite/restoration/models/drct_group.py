@@ -13,6 +13,7 @@ from vsuite.core.nn import (
     DropPath,
     Mlp,
     gather_position_bias,
+    may_go_in_pieces,
     shifted_window_kinds,
     shifted_window_masks,
 )
@@ -77,14 +78,9 @@ class WindowAttention(nn.Module):
         (batch, height, width, dim), (h, w) = x.shape, self.window
         rows, columns = height // h, width // w
         windows = x.reshape(batch, rows, h, columns, w, dim).transpose(2, 3).reshape(batch * rows * columns, h * w, dim)
-        windows = self._attend_pieces(windows, bias) if self._in_pieces(windows) else self.attend(windows, bias)
+        pieces = may_go_in_pieces(windows) and len(windows) * h * w > PIECE
+        windows = self._attend_pieces(windows, bias) if pieces else self.attend(windows, bias)
         return windows.view(batch, rows, columns, h, w, dim).transpose(2, 3).reshape(batch, height, width, dim)
-
-    @staticmethod
-    def _in_pieces(windows: Tensor) -> bool:
-        if windows.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
-            return False
-        return len(windows) * windows.shape[1] > PIECE
 
     def _attend_pieces(self, windows: Tensor, bias: Tensor) -> Tensor:
         """As `attend`; queries, keys and values, the largest tensors of a model, are there for some windows at a time."""
@@ -93,7 +89,7 @@ class WindowAttention(nn.Module):
     def attend(self, windows: Tensor, bias: Tensor) -> Tensor:
         """windows: B, N, C; bias: heads, N, N or B, heads, N, N -> B, N, C."""
         count, length, _ = windows.shape
-        query, key, value = self._project(windows).view(count, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        query, key, value = self.qkv(windows).view(count, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         bias = bias.to(query.dtype)
         if bias.requires_grad:  # no fused kernel has a gradient for the bias, and torch's other way looks for empty rows
             scores = query * self.scale @ key.transpose(-2, -1)
@@ -102,15 +98,6 @@ class WindowAttention(nn.Module):
             bias = bias.expand(count, -1, -1, -1)
             out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=self.scale)
         return self.proj(out.transpose(1, 2).reshape(count, length, -1))
-
-    def _project(self, windows: Tensor) -> Tensor:
-        """B, N, C -> B, N, 3C, whose rows begin at multiples of 64 bytes: else MKL takes 1.4 times as long for them."""
-        width = self.qkv.out_features
-        if width % 16 == 0 or torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return self.qkv(windows)
-        extra = -width % 16
-        bias = None if self.qkv.bias is None else F.pad(self.qkv.bias, (0, extra))
-        return F.linear(windows, F.pad(self.qkv.weight, (0, 0, 0, extra)), bias)[..., :width]
 
     @torch.no_grad()
     def fold(self) -> None:

@@ -85,7 +85,7 @@ class Predictor:
         self.form = form_of(network)
         self.layout = skeleton(self.note.layout)
         self.device, self.precision = pick_device(device), precision
-        self.model: Any = optimize_for_inference(network).to(self.device)
+        self.model: Any = optimize_for_inference(network, precision=precision).to(self.device)
 
     def check(self, video: Video) -> None:
         """Raises `InputError` where a video cannot be used: joints, frames, coordinates, and its film where one is looked at."""

@@ -44,7 +44,7 @@ class Predictor:
         check_precision(precision)
         network, self.note = load_model(source, "forecast", Note)
         self.device, self.precision = pick_device(device), precision
-        self.model: Any = optimize_for_inference(network).to(self.device)
+        self.model: Any = optimize_for_inference(network, precision=precision).to(self.device)
 
     def predict(self, frames: NDArray, num_frames: int | None = None, *, source: object = "the clip") -> Clip:
         """The frames that come next, in the values that the data have: num_frames, C, H, W, float32.

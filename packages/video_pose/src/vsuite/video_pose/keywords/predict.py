@@ -61,7 +61,7 @@ class Predictor:
         network, self.note = load_model(source, "keywords", Note)
         self.settings = self.note.settings
         self.device, self.precision = pick_device(device), precision
-        self.model: Any = optimize_for_inference(network).to(self.device)
+        self.model: Any = optimize_for_inference(network, precision=precision).to(self.device)
 
     def predict(self, recording: NDArray[np.float32] | str | Path) -> list[Heard]:
         """Which words are spoken, in clips half a clip apart; recordings up to the length of a clip are one.

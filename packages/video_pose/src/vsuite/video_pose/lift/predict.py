@@ -75,7 +75,7 @@ class Predictor:
         network, self.note = load_model(source, "lift", Note)
         self.layout = skeleton(self.note.layout)
         self.device, self.precision = pick_device(device), precision
-        self.model: Any = optimize_for_inference(network).to(self.device)
+        self.model: Any = optimize_for_inference(network, precision=precision).to(self.device)
 
     def lift(
         self, points: Array, size: tuple[int, int], *, fps: float | None = None, flip: bool = True, field_of_view: float | None = None
