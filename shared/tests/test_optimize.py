@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from vsuite.core import optimize_for_inference
+from vsuite.core.bench.count import count_macs, count_parameters
 from vsuite.core.nn import fold_batch_norm
 
 
@@ -91,3 +95,68 @@ def test_weights_of_linear_layers_are_turned_in_memory_and_stay_shared() -> None
     assert torch.equal(fast[0].weight, layer.weight)
     assert layer.weight.is_contiguous()
     assert optimize_for_inference(layer, precision="bf16").weight.is_contiguous()  # type: ignore[operator]
+
+
+@pytest.fixture
+def large() -> tuple[nn.Linear, nn.Linear]:
+    """A layer whose weight is large enough to be packed, and what is made of it."""
+    torch.manual_seed(0)
+    layer = nn.Linear(1024, 1024)
+    fast = optimize_for_inference(layer, torch.randn(2, 20, 1024))
+    assert isinstance(fast, nn.Linear)
+    return layer, fast
+
+
+needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
+
+
+@needs_onednn
+@pytest.mark.parametrize("shape", [(2, 20, 1024), (1, 1024), (0, 1024), (1024,)])
+def test_packed_layers_return_the_same(large: tuple[nn.Linear, nn.Linear], shape: tuple[int, ...]) -> None:
+    layer, fast = large
+    assert fast.weight.is_mkldnn
+    x = torch.randn(shape)
+    for inference in (True, False):
+        with torch.inference_mode(inference):
+            torch.testing.assert_close(fast(x), layer(x), rtol=1e-5, atol=1e-5)
+    assert fast.weight.is_mkldnn
+
+
+@needs_onednn
+def test_copies_and_state_of_packed_layers_are_those_of_plain_ones(large: tuple[nn.Linear, nn.Linear]) -> None:
+    layer, fast = large
+    x = torch.randn(3, 20, 1024)
+    expected = fast(x)
+    for other in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast)), optimize_for_inference(fast)):
+        torch.testing.assert_close(other(x), expected)
+    fast(x)
+    assert torch.equal(fast.state_dict()["weight"], layer.weight)
+    fast(x)
+    torch.testing.assert_close(fast.double()(x.double()), layer.double()(x.double()))
+
+
+@needs_onednn
+def test_packed_layers_have_gradients_of_their_input(large: tuple[nn.Linear, nn.Linear]) -> None:
+    layer, fast = large
+    x = torch.randn(20, 1024, requires_grad=True)
+    ours, theirs = (torch.autograd.grad(model(x).square().sum(), x)[0] for model in (fast, layer))
+    torch.testing.assert_close(ours, theirs)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        fast(torch.randn(20, 1000))
+
+
+@needs_onednn
+def test_packed_layers_can_be_traced() -> None:
+    layer, x = nn.Linear(1024, 1024), torch.randn(20, 1024)
+    fast = optimize_for_inference(layer)
+    torch.testing.assert_close(torch.jit.trace(fast, x)(x), layer(x))
+    fast(x)
+    torch.testing.assert_close(torch.jit.trace(copy.deepcopy(fast), x)(x), layer(x))
+
+
+@needs_onednn
+def test_packed_layers_are_counted(large: tuple[nn.Linear, nn.Linear]) -> None:
+    x = torch.randn(20, 1024)
+    for model in large:
+        assert sum(count_macs(model, x).values()) == 20 * 1024 * 1024
+        assert count_parameters(model) == 1024 * 1025

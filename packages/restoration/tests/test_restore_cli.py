@@ -141,3 +141,8 @@ def test_a_share_beyond_one_is_refused() -> None:
     result = CliRunner().invoke(app, ["predict", "a.png", "--blend", "2"])
     assert result.exit_code == 2
     assert "less than or equal to 1" in result.output
+
+
+def test_bench_refuses_a_size_of_other_rank() -> None:
+    with pytest.raises(InputError, match="--size 64: drct_lite_x2 takes sizes such as 3x64x64, channels first"):
+        run("bench", "drct_lite_x2", "--size", "64")

@@ -220,13 +220,16 @@ def bench(
 ) -> None:
     """Measure models beside the plain form of the published structure: speed, memory, and that both give the same."""
     from vsuite.core.bench import Conditions, compare, forms, print_results, write_results
+    from vsuite.core.cli.commands import input_and_options
     from vsuite.core.devices import pick_device
+    from vsuite.core.registry import model_info
 
     where, results = str(pick_device(device)), []
     for name in names or ["drct_x4"]:
         for shape in size:
-            conditions = Conditions(options.parse_size(shape), 1, where, precision, threads, seconds)
-            results += [(conditions, result) for result in compare(forms(name, plain=True, optimized=True), conditions)]
+            given, chosen = input_and_options(model_info(name), options.parse_size(shape), {})
+            conditions = Conditions(given, 1, where, precision, threads, seconds)
+            results += [(conditions, result) for result in compare(forms(name, chosen, plain=True, optimized=True), conditions)]
     print_results(results)
     if json_file is not None:
         write_results(json_file, results)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,11 +20,17 @@ def _attention_flop(query: Sequence[int], key: Sequence[int], value: Sequence[in
     return sdpa_flop_count(query, key, value)
 
 
-# Fused attention kernels that torch's own counter does not know.
-FUSED_ATTENTION = {
+def _linear_flop(x: Sequence[int], weight: Sequence[int], *_: Any, **__: Any) -> int:
+    return 2 * math.prod(x) * weight[0]
+
+
+# Operators that torch's own counter does not know: fused attention, and the products of `PackedLinear`.
+MORE_OPERATORS: dict[Any, Callable[..., int]] = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flop,
     torch.ops.aten._scaled_dot_product_fused_attention_overrideable: _attention_flop,
 }
+if torch.backends.mkldnn.is_available():
+    MORE_OPERATORS[torch.ops.mkldnn._linear_pointwise] = _linear_flop
 
 
 def count_macs(model: nn.Module, *inputs: Any) -> dict[str, int]:
@@ -36,7 +43,7 @@ def count_macs(model: nn.Module, *inputs: Any) -> dict[str, int]:
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # torch's fused transformer layer is one operator that is not counted
     try:
-        with torch.inference_mode(), FlopCounterMode(display=False, custom_mapping=FUSED_ATTENTION) as counter:
+        with torch.inference_mode(), FlopCounterMode(display=False, custom_mapping=MORE_OPERATORS) as counter:
             model(*inputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
