@@ -132,6 +132,10 @@ def test_copies_and_state_of_packed_layers_are_those_of_plain_ones(large: tuple[
     fast(x)
     assert torch.equal(fast.state_dict()["weight"], layer.weight)
     fast(x)
+    fast.load_state_dict({"weight": layer.weight / 2, "bias": layer.bias / 2})
+    torch.testing.assert_close(fast(x), expected / 2)
+    fast.load_state_dict(layer.state_dict())
+    fast(x)
     torch.testing.assert_close(fast.double()(x.double()), layer.double()(x.double()))
 
 
