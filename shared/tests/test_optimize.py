@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vsuite.core import optimize_for_inference
+from vsuite.core import create_model, optimize_for_inference
 from vsuite.core.bench.count import count_macs, count_parameters
 from vsuite.core.nn import fold_batch_norm
 
@@ -114,12 +114,12 @@ needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reas
 @pytest.mark.parametrize("shape", [(2, 20, 1024), (1, 1024), (0, 1024), (1024,)])
 def test_packed_layers_return_the_same(large: tuple[nn.Linear, nn.Linear], shape: tuple[int, ...]) -> None:
     layer, fast = large
-    assert fast.weight.is_mkldnn
+    assert next(fast.parameters()).is_mkldnn
     x = torch.randn(shape)
     for inference in (True, False):
         with torch.inference_mode(inference):
             torch.testing.assert_close(fast(x), layer(x), rtol=1e-5, atol=1e-5)
-    assert fast.weight.is_mkldnn
+    assert next(fast.parameters()).is_mkldnn
 
 
 @needs_onednn
@@ -164,3 +164,23 @@ def test_packed_layers_are_counted(large: tuple[nn.Linear, nn.Linear]) -> None:
     for model in large:
         assert sum(count_macs(model, x).values()) == 20 * 1024 * 1024
         assert count_parameters(model) == 1024 * 1025
+
+
+@needs_onednn
+def test_whoever_reads_the_weight_of_a_packed_layer_gets_the_usual_form(large: tuple[nn.Linear, nn.Linear]) -> None:
+    layer, fast = large
+    assert torch.equal(fast.weight[:3], layer.weight[:3])
+    x = torch.randn(20, 1024)
+    torch.testing.assert_close(fast(x), layer(x), rtol=1e-5, atol=1e-5)
+
+
+@needs_onednn
+def test_a_vit_classifies_after_its_maps_were_read() -> None:
+    """Its last block multiplies with parts of a weight that the maps need whole."""
+    torch.manual_seed(0)
+    model, x = create_model("vit_base_patch16", depth=1, pool="token").eval(), torch.randn(1, 3, 224, 224)
+    fast = optimize_for_inference(model)
+    with torch.inference_mode():
+        for ours, theirs in zip(fast.attention_maps(x), model.attention_maps(x), strict=True):  # type: ignore[operator]
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-4)

@@ -14,37 +14,50 @@ FEWEST_ROWS = 16
 class PackedLinear(nn.Linear):
     """An `nn.Linear` that oneDNN computes, with a weight that was laid out for it once instead of in every call.
 
-    The first call with `FEWEST_ROWS` rows or more lays the weight out, in place of the usual form: it is in memory once. Calls
-    that oneDNN does not serve (with gradients, in another precision, on another device, while a model is traced or compiled), copies,
-    moves and state dicts have the usual form again. It pays for weights that do not fit the cache, times 16 to 400 rows: on two
-    threads of a CPU with AVX2 such products are 1.1 to 1.8 times as fast. Smaller ones gain nothing.
+    The first call with `FEWEST_ROWS` rows or more lays the weight out, in place of the usual form: it is in memory once. Whoever
+    reads `weight`, and calls that oneDNN does not serve (with gradients, in another precision, on another device, while a model is
+    traced or compiled), copies, moves and state dicts have the usual form again. It pays for weights that do not fit the cache,
+    times 16 to 400 rows: on two threads of a CPU with AVX2 such products are 1.1 to 1.8 times as fast. Smaller ones gain nothing.
     """
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """out_features, in_features: as `nn.Linear` has it."""
+        self.unpack()
+        return self._stored()
+
+    def _stored(self) -> nn.Parameter:
+        """The weight in the form it has now."""
+        weight = self._parameters["weight"]
+        assert weight is not None
+        return weight
 
     def forward(self, x: Tensor) -> Tensor:
         """x: ..., in_features -> ..., out_features."""
         if not self._serves(x):
-            self.unpack()
             return F.linear(x, self.weight, self.bias)
-        weight = self.weight  # read once: another thread may lay it out meanwhile
+        weight = self._stored()  # read once: another thread may lay it out meanwhile
         if not weight.is_mkldnn:
             if x.numel() < FEWEST_ROWS * self.in_features:
                 return F.linear(x, weight, self.bias)
             with torch.inference_mode(False):
                 weight = nn.Parameter(torch.ops.mkldnn._reorder_linear_weight(weight.detach()), requires_grad=False)
-            self.weight = weight
+            self._parameters["weight"] = weight
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, self.bias, "none", [], "")
         return out
 
     def unpack(self) -> None:
         """Puts the weight back as `nn.Linear` has it."""
-        if self.weight.is_mkldnn:
+        weight = self._stored()
+        if weight.is_mkldnn:
             with torch.inference_mode(False):
-                self.weight = nn.Parameter(self.weight.to_dense(), requires_grad=False)
+                self._parameters["weight"] = nn.Parameter(weight.to_dense(), requires_grad=False)
 
     def _serves(self, x: Tensor) -> bool:
-        if torch.compiler.is_compiling() or torch.jit.is_tracing() or x.requires_grad or self.weight.requires_grad:
+        weight = self._stored()
+        if torch.compiler.is_compiling() or torch.jit.is_tracing() or x.requires_grad or weight.requires_grad:
             return False
-        ours = all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in (x, self.weight))
+        ours = all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in (x, weight))
         return ours and x.shape[-1] == self.in_features
 
     def __getstate__(self) -> dict[str, Any]:
