@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from vsuite.core.devices import Precision
 from vsuite.core.nn.packed_linear import PackedLinear
 
-LARGE = 2**20  # numbers of a weight: 4 MiB, what one core's caches hold no more
-
 
 def optimize_for_inference(
     model: nn.Module, example: Tensor | tuple[Any, ...] | None = None, *, compile: bool = False, precision: Precision = "fp32"
@@ -40,7 +38,7 @@ def optimize_for_inference(
     if precision == "fp32":
         _turn_weights(fast)
         if not compile and torch.backends.mkldnn.is_available():  # compiling packs the weights itself
-            _pack_large_weights(fast)
+            _pack_weights(fast)
     if compile:
         from torch._inductor import config  # takes a second
 
@@ -65,8 +63,8 @@ def _turn_weights(model: nn.Module) -> None:
             module.weight.data = module.weight.data.t().contiguous().t()
 
 
-def _pack_large_weights(model: nn.Module) -> None:
+def _pack_weights(model: nn.Module) -> None:
     """In place. Layers keep their names, hooks and parameters; only how they are computed changes."""
     for module in model.modules():
-        if type(module) is nn.Linear and module.weight.numel() >= LARGE:
+        if type(module) is nn.Linear:
             module.__class__ = PackedLinear

@@ -25,7 +25,9 @@ def relative_position_index(window: tuple[int, int], device: torch.device) -> Te
 
 def gather_position_bias(table: Tensor, window: tuple[int, int]) -> Tensor:
     """The biases of all pairs of a window: (2h - 1)(2w - 1), heads -> heads, h * w, h * w; see `relative_position_index`."""
-    return table.t()[:, relative_position_index(window, table.device)]
+    index = relative_position_index(window, table.device)
+    # Three times as fast as indexing, forwards and backwards.
+    return table.t().contiguous().index_select(1, index.flatten()).unflatten(1, index.shape)
 
 
 def resize_position_table(table: Tensor, window: tuple[int, int], new_window: tuple[int, int]) -> Tensor:

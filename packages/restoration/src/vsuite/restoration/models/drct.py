@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from vsuite.core.errors import InputError
 from vsuite.core.nn import memoise, square_window_of
 from vsuite.core.registry import PublishedLayout, PublishedResult, Variant, register_variants
-from vsuite.restoration.models.drct_group import ResidualDenseGroup
+from vsuite.restoration.models.drct_group import ResidualDenseGroup, cut_windows, join_windows
+from vsuite.restoration.models.joined_upsampler import JoinedUpsampler
 
 Padding = Literal["reflect", "mirror"]
 Initialisation = Literal["random", "interpolation"]
@@ -109,6 +110,7 @@ class DRCT(nn.Module):
         self.conv_before_upsample = nn.Sequential(nn.Conv2d(embed_dim, upsample_dim, 3, padding=1), nn.LeakyReLU(0.01, inplace=True))
         self.upsample = _upsampler(scale, upsample_dim)
         self.conv_last = nn.Conv2d(upsample_dim, in_channels, 3, padding=1)
+        self.joined: JoinedUpsampler | None = None
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
@@ -124,7 +126,7 @@ class DRCT(nn.Module):
         image = ((x.float() - mean) * self.img_range).to(x.dtype)
         shallow = self.conv_first(self._pad(image).contiguous(memory_format=torch.channels_last))
         deep = self.conv_after_body(self.forward_features(shallow))
-        out = self.conv_last(self.upsample(self.conv_before_upsample(shallow + deep)))
+        out = self._enlarge(self.conv_before_upsample(shallow + deep))
         out = self._crop(out, height * self.scale, width * self.scale)
         return (out.float() / self.img_range + mean).to(x.dtype)
 
@@ -135,9 +137,17 @@ class DRCT(nn.Module):
             x = self.patch_embed["norm"](x)
         if self.position_grid:
             x = x + self._positions(x.shape[1], x.shape[2])
+        windows = cut_windows(x, self.window_size)
         for layer in self.layers:
-            x = layer(x)
-        return self.norm(x).permute(0, 3, 1, 2)
+            windows = layer(windows)
+        return self.norm(join_windows(windows, self.window_size)).permute(0, 3, 1, 2)
+
+    def _enlarge(self, x: Tensor) -> Tensor:
+        return self.conv_last(self.upsample(x)) if self.joined is None else self.joined(x)
+
+    def fold(self) -> None:
+        """Joins all that comes after the last activation into one convolution."""
+        self.joined = JoinedUpsampler(nn.Sequential(self.upsample, self.conv_last), self.conv_last.in_channels, self.scale)
 
     def _positions(self, height: int, width: int) -> Tensor:
         side = self.position_grid

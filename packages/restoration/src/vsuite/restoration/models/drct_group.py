@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,12 +16,50 @@ from vsuite.core.nn import (
     Mlp,
     gather_position_bias,
     may_go_in_pieces,
+    memoise,
     shifted_window_kinds,
     shifted_window_masks,
 )
 
+Layer = Callable[[Tensor], Tensor]
 NUM_BLOCKS = 5  # of every group, whatever `depths` says
 PIECE = 2048  # tokens; fewer slow two threads down
+
+
+def cut_windows(x: Tensor, side: int) -> Tensor:
+    """B, H, W, C -> B, H / side, W / side, side * side, C.
+
+    The sizes are spelt out: `window_partition` and `window_reverse` leave one to be found by a division, which a graph
+    with free sizes cannot solve.
+    """
+    batch, height, width, dim = x.shape
+    rows, columns = height // side, width // side
+    return x.reshape(batch, rows, side, columns, side, dim).transpose(2, 3).reshape(batch, rows, columns, side * side, dim)
+
+
+def join_windows(windows: Tensor, side: int) -> Tensor:
+    """The inverse of `cut_windows`."""
+    batch, rows, columns, _, dim = windows.shape
+    return windows.view(batch, rows, columns, side, side, dim).transpose(2, 3).reshape(batch, rows * side, columns * side, dim)
+
+
+@memoise
+def _shifted_windows(
+    batch: int, rows: int, columns: int, side: int, shift: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor | tuple[int, ...]]:
+    """Which tokens shifted windows are of: windows, N; where each token is among those, B * H * W; and what masks they need.
+
+    The masks as numbers of windows: those that need the first of `shifted_window_masks` come first, and so on, as a mask for each
+    window would be the largest tensor of all. A graph must not depend on the sizes: there, windows keep their order, and the
+    mask of each is returned.
+    """
+    places = torch.arange(batch * rows * columns * side**2, device=device).view(batch, rows, columns, side**2, 1)
+    there, back = (cut_windows(join_windows(places, side).roll((s, s), (1, 2)), side).flatten(0, 2)[..., 0] for s in (-shift, shift))
+    kinds = shifted_window_kinds(rows, columns, device).repeat(batch)
+    if torch.compiler.is_compiling():
+        return there, back.flatten(), kinds
+    there = there[kinds.argsort()]
+    return there, there.flatten().argsort(), tuple(kinds.bincount(minlength=4).tolist())
 
 
 class WindowAttention(nn.Module):
@@ -37,7 +77,7 @@ class WindowAttention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.scale = (dim // num_heads) ** -0.5
-        self.window = (window_size, window_size)
+        self.window_size = window_size
         self.shift = shift
         self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window_size - 1) ** 2, num_heads))
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
@@ -45,46 +85,51 @@ class WindowAttention(nn.Module):
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
-        """B, H, W, C -> the same."""
-        bias = gather_position_bias(self.relative_position_bias_table, self.window)
+        """B, rows, columns, N, C: the windows of a map -> the same."""
+        windows, biases = x.flatten(0, 2), self._biases()
         if not self.shift:
-            return self._attend_map(x, bias)
-        x = self._attend_rolled(torch.roll(x, (-self.shift, -self.shift), (1, 2)), bias)
-        return torch.roll(x, (self.shift, self.shift), (1, 2))
+            return self.attend(windows, biases[0]).view_as(x)
+        there, back, kinds = _shifted_windows(*x.shape[:3], self.window_size, self.shift, x.device)
+        shifted = windows.flatten(0, 1).index_select(0, there.flatten()).view_as(windows)
+        if isinstance(kinds, Tensor):
+            shifted = self.attend(shifted, biases[kinds])
+        else:
+            pairs = zip(shifted.split(kinds), biases, strict=True)
+            shifted = torch.cat([self.attend(some, bias) for some, bias in pairs if len(some)])
+        return shifted.flatten(0, 1).index_select(0, back).view_as(x)
 
-    def _attend_rolled(self, x: Tensor, bias: Tensor) -> Tensor:
-        """The map in four parts, as windows in the last row and in the last column have masks of their own.
+    def pieces(self, parts: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Some windows at a time, as they are attended in: windows, N, C and their bias, for `attend`.
 
-        A mask for each window would be the largest tensor of all. Only a graph, which must not depend on the sizes, has one.
+        Args:
+            parts: B, rows, columns, N, C' each; side by side they are the channels of the map.
         """
-        (h, w), (height, width) = self.window, x.shape[1:3]
-        biases = bias + shifted_window_masks(self.window, (self.shift, self.shift), bias.device, bias.dtype)[:, None]
-        if torch.compiler.is_compiling():
-            kinds = shifted_window_kinds(height // h, width // w, x.device)
-            return self._attend_map(x, biases[kinds].repeat(x.shape[0], 1, 1, 1))
-        rows = []
-        for part, inside, last_column in ((x[:, :-h], 0, 1), (x[:, -h:], 2, 3)):
-            if part.shape[1]:
-                pair = (part[:, :, :-w], biases[inside]), (part[:, :, -w:], biases[last_column])
-                rows.append(torch.cat([self._attend_map(columns, bias) for columns, bias in pair if columns.shape[2]], 2))
-        return torch.cat(rows, 1)
+        biases, most = self._biases(), max(PIECE // self.window_size**2, 1)
+        if not self.shift:
+            for some in zip(*(part.flatten(0, 2).split(most) for part in parts), strict=True):
+                yield torch.cat(some, -1), biases[0]
+            return
+        there, _, kinds = _shifted_windows(*parts[0].shape[:3], self.window_size, self.shift, parts[0].device)
+        tokens = [part.flatten(0, 3) for part in parts]
+        for windows, bias in zip(there.split(kinds), biases, strict=True):
+            for some in windows.split(most) if len(windows) else ():
+                yield torch.cat([part.index_select(0, some.flatten()) for part in tokens], -1).unflatten(0, some.shape), bias
 
-    def _attend_map(self, x: Tensor, bias: Tensor) -> Tensor:
-        """x: B, H, W, C -> the same; bias of the scores: heads, N, N, or for each window.
+    def join(self, pieces: Sequence[Tensor], like: Tensor) -> Tensor:
+        """What was made of all `pieces`, N, C'' each -> B, rows, columns, N, C'' as `like`."""
+        windows = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
+        if self.shift:
+            _, back, _ = _shifted_windows(*like.shape[:3], self.window_size, self.shift, like.device)
+            windows = windows.flatten(0, 1).index_select(0, back)
+        return windows.view(*like.shape[:4], -1)
 
-        The sizes are spelt out: `window_partition` and `window_reverse` leave one to be found by a division, which a graph
-        with free sizes cannot solve.
-        """
-        (batch, height, width, dim), (h, w) = x.shape, self.window
-        rows, columns = height // h, width // w
-        windows = x.reshape(batch, rows, h, columns, w, dim).transpose(2, 3).reshape(batch * rows * columns, h * w, dim)
-        pieces = may_go_in_pieces(windows) and len(windows) * h * w > PIECE
-        windows = self._attend_pieces(windows, bias) if pieces else self.attend(windows, bias)
-        return windows.view(batch, rows, columns, h, w, dim).transpose(2, 3).reshape(batch, height, width, dim)
-
-    def _attend_pieces(self, windows: Tensor, bias: Tensor) -> Tensor:
-        """As `attend`; queries, keys and values, the largest tensors of a model, are there for some windows at a time."""
-        return torch.cat([self.attend(some, bias) for some in windows.split(max(PIECE // windows.shape[1], 1))])
+    def _biases(self) -> Tensor:
+        """1, heads, N, N, or one for each of the four kinds of shifted windows."""
+        window = (self.window_size, self.window_size)
+        bias = gather_position_bias(self.relative_position_bias_table, window)[None]
+        if not self.shift:
+            return bias
+        return bias + shifted_window_masks(window, (self.shift, self.shift), bias.device, bias.dtype)[:, None]
 
     def attend(self, windows: Tensor, bias: Tensor) -> Tensor:
         """windows: B, N, C; bias: heads, N, N or B, heads, N, N -> B, N, C."""
@@ -125,37 +170,51 @@ class SwinBlock(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.drop_path = DropPath(drop_path)
-        self.folded = False
+        self.shortcut: nn.Linear | None = None
 
-    def forward(self, x: Tensor, adjust: nn.Conv2d) -> Tensor:
-        """B, H, W, C -> what the 1 x 1 convolution `adjust` makes of this block's output: B, H, W, C'.
+    def forward(self, parts: Sequence[Tensor], adjust: nn.Conv2d) -> Tensor:
+        """B, rows, columns, N, C' each -> what the 1 x 1 convolution `adjust` makes of this block's output: B, rows, columns, N, C''.
 
-        Nothing else reads that output. So the second layer of the perceptron and the convolution are one product, of the
+        At inference on a CPU some windows go through the whole block at a time, as they fit its cache.
+        """
+        shortcut, second = self._ends(adjust)
+        if may_go_in_pieces(parts[0]) and not self.training:
+            found = [
+                self._find(x + self.attn.attend(self.norm1(x), bias), shortcut, second) for x, bias in self.attn.pieces(parts)
+            ]
+            return self.attn.join(found, parts[0])
+        x = torch.cat(parts, -1)
+        return self._find(x + self.drop_path(self.attn(self.norm1(x))), shortcut, second)
+
+    def _find(self, x: Tensor, shortcut: Layer, second: Layer) -> Tensor:
+        """The block after its attention."""
+        hidden = F.gelu(self.mlp.fc1(self.norm2(x)))
+        return shortcut(x) + self.drop_path(second(hidden))
+
+    def _ends(self, adjust: nn.Conv2d) -> tuple[Layer, Layer]:
+        """What makes the output of `adjust` of the tokens before the perceptron, and of its hidden ones.
+
+        Nothing else reads the block's output. So the second layer of the perceptron and the convolution are one product, of the
         few channels that the convolution leaves.
         """
-        x = x + self.drop_path(self.attn(self.norm1(x)))
-        hidden = F.gelu(self.mlp.fc1(self.norm2(x)))
-        found = F.linear(x, adjust.weight.flatten(1), adjust.bias)
-        return found + self.drop_path(F.linear(hidden, *self._merged(adjust)))
-
-    def _merged(self, adjust: nn.Conv2d) -> tuple[Tensor, Tensor]:
-        """Weight and bias of `adjust` after the second layer of the perceptron."""
+        if self.shortcut is not None:
+            return self.shortcut, self.mlp.fc2
         second, weight = self.mlp.fc2, adjust.weight.flatten(1)
-        if self.folded:
-            return second.weight, second.bias
-        return weight @ second.weight, F.linear(second.bias, weight)
+        merged = partial(F.linear, weight=weight @ second.weight, bias=F.linear(second.bias, weight))
+        return partial(F.linear, weight=weight, bias=adjust.bias), merged
 
     @torch.no_grad()
     def fold_into(self, adjust: nn.Conv2d) -> None:
         """Replaces the second layer of the perceptron by its product with `adjust`."""
-        self.mlp.fc2 = _linear(*self._merged(adjust))
-        self.folded = True
+        if self.shortcut is None:
+            shortcut, second = self._ends(adjust)
+            self.shortcut, self.mlp.fc2 = _linear(**shortcut.keywords), _linear(**second.keywords)
 
 
 class ResidualDenseGroup(nn.Module):
     """Five Swin blocks, each on the input and all that those before it found; the last one's result is added to the input.
 
-    B, H, W, C -> the same. Blocks 2 and 4 are shifted, blocks 4 and 5 have a perceptron of ratio 1, as published.
+    B, rows, columns, N, C, as `cut_windows` makes them -> the same. Blocks 2 and 4 are shifted, blocks 4 and 5 have a perceptron of ratio 1, as published.
 
     Args:
         dim: channels C.
@@ -188,12 +247,11 @@ class ResidualDenseGroup(nn.Module):
             self.add_module(f"adjust{k}", nn.Conv2d(width, growth if k < NUM_BLOCKS else dim, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        dense = x
-        for k, (block, adjust) in enumerate(self._pairs(), 1):
-            found = block(dense, adjust)
-            if k < NUM_BLOCKS:
-                dense = torch.cat([dense, F.leaky_relu(found, 0.2, inplace=True)], -1)
-        return torch.add(x, found, alpha=0.2)
+        *first, (last, adjust_last) = self._pairs()
+        parts = [x]
+        for block, adjust in first:
+            parts.append(F.leaky_relu(block(parts, adjust), 0.2, inplace=True))
+        return torch.add(x, last(parts, adjust_last), alpha=0.2)
 
     def fold(self) -> None:
         for block, adjust in self._pairs():

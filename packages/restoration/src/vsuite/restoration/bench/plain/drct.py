@@ -50,7 +50,7 @@ def _index(side: int) -> Tensor:
 
 def _attention(self: WindowAttention, index: Tensor, kept_mask: Tensor | None, x: Tensor) -> Tensor:
     batch, height, width, dim = x.shape
-    side, shift = self.window[0], self.shift
+    side, shift = self.window_size, self.shift
     mask = kept_mask if (height, width) == (TRAINING_SIDE, TRAINING_SIDE) else _mask(height, width, side, shift)
     if shift:
         x = torch.roll(x, (-shift, -shift), (1, 2))
@@ -90,6 +90,17 @@ def _group(self: ResidualDenseGroup, x: Tensor) -> Tensor:
     return last * 0.2 + x
 
 
+def _features(self: DRCT, shallow: Tensor) -> Tensor:
+    x = shallow.permute(0, 2, 3, 1)
+    if "norm" in self.patch_embed:
+        x = self.patch_embed["norm"](x)
+    if self.position_grid:
+        x = x + self._positions(x.shape[1], x.shape[2])
+    for layer in self.layers:
+        x = layer(x)
+    return self.norm(x).permute(0, 3, 1, 2).contiguous()
+
+
 def _forward(self: DRCT, x: Tensor) -> Tensor:
     height, width = x.shape[2:]
     side = self.window_size
@@ -101,7 +112,7 @@ def _forward(self: DRCT, x: Tensor) -> Tensor:
         x = torch.cat([x, torch.flip(x, [3])], 3)[:, :, :, : width + right]
     mean = torch.tensor(RGB_MEAN if self.in_channels == 3 else (0.0,) * self.in_channels).view(1, -1, 1, 1).to(x)
     shallow = self.conv_first((x - mean) * self.img_range)
-    deep = self.conv_after_body(self.forward_features(shallow).contiguous())
+    deep = self.conv_after_body(_features(self, shallow))
     out = self.conv_last(self.upsample(self.conv_before_upsample(deep + shallow)))
     return (out / self.img_range + mean)[:, :, : height * self.scale, : width * self.scale]
 
@@ -114,7 +125,7 @@ def build(**options: Any) -> nn.Module:
         if type(module) in forwards:
             module.forward = forwards[type(module)].__get__(module)
         if isinstance(module, WindowAttention):
-            side, shift = module.window[0], module.shift
+            side, shift = module.window_size, module.shift
             kept = _mask(TRAINING_SIDE, TRAINING_SIDE, side, shift) if shift and TRAINING_SIDE % side == 0 else None
             module.forward = functools.partial(_attention, module, _index(side), kept)  # type: ignore[method-assign]
     return model

@@ -1,0 +1,57 @@
+"""Convolutions and pixel shuffles with no activation between them, joined into one convolution."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+REACH = 2  # coarse pixels: 1 of the first convolution, 1/2 of the next, 1/4, ..., and less than what is missing to 2 of the last
+AT_ONCE = 8  # channels, while the kernel is found
+
+
+class JoinedUpsampler(nn.Module):
+    """What `upsampler` does, as one convolution of 5 x 5 coarse pixels: a fifth of the work at x4.
+
+    The outermost coarse row or column on each side goes the long way: the zeros around the finer maps count there.
+
+    Args:
+        upsampler: 3 x 3 convolutions with zeros around their maps, and pixel shuffles, linear as a whole. Is kept.
+        channels: of its input.
+        scale: its whole factor.
+    """
+
+    def __init__(self, upsampler: nn.Sequential, channels: int, scale: int) -> None:
+        super().__init__()
+        self.upsampler = upsampler
+        self.scale = scale
+        kernel, bias = _response(upsampler, channels, scale)
+        like = next(upsampler.parameters())
+        self.register_buffer("kernel", kernel.to(like).contiguous(memory_format=torch.channels_last))
+        self.register_buffer("bias", bias.to(like))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """B, channels, H, W -> B, C, scale * H, scale * W."""
+        edge, known = self.scale, REACH + 1
+        out = F.pixel_shuffle(F.conv2d(x, self.kernel, self.bias, padding=REACH), self.scale)
+        first, last = self.upsampler(torch.cat([x[:, :, :known], x[:, :, -known:]])).chunk(2)
+        out[:, :, :edge], out[:, :, -edge:] = first[:, :, :edge], last[:, :, -edge:]
+        first, last = self.upsampler(torch.cat([x[..., :known], x[..., -known:]])).chunk(2)
+        out[..., :edge], out[..., -edge:] = first[..., :edge], last[..., -edge:]
+        return out
+
+
+@torch.no_grad()
+def _response(upsampler: nn.Sequential, channels: int, scale: int) -> tuple[Tensor, Tensor]:
+    """Kernel and bias of the convolution that gives each coarse pixel its scale * scale fine ones, as channels.
+
+    Found by sending single bright pixels through, in double precision, on a map so large that its edge is out of reach.
+    """
+    exact = copy.deepcopy(upsampler).to("cpu", torch.float64)
+    constant = exact(torch.zeros(1, channels, 2 * REACH + 3, 2 * REACH + 3, dtype=torch.float64))
+    bright = F.pad(torch.eye(channels, dtype=torch.float64)[:, :, None, None], (REACH + 1,) * 4)
+    answers = torch.cat([F.pixel_unshuffle(exact(some) - constant, scale) for some in bright.split(AT_ONCE)])
+    kernel = answers[..., 1:-1, 1:-1].flip(2, 3).transpose(0, 1)
+    return kernel, F.pixel_unshuffle(constant, scale)[0, :, REACH + 1, REACH + 1]
