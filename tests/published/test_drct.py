@@ -19,11 +19,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vsuite.core import InputError, create_model, list_models, load_published, model_info, optimize_for_inference, save_weights
-from vsuite.core.nn import gather_position_bias, shifted_window_kinds, shifted_window_masks
+from vsuite.core.nn import shifted_window_kinds, shifted_window_masks
 from vsuite.core.weights import read_state_dict
 from vsuite.restoration.bench.plain.drct import build as build_plain
+from vsuite.restoration.models import drct_group, upsampling
 from vsuite.restoration.models.drct import DRCT
 from vsuite.restoration.models.drct_group import ResidualDenseGroup, WindowAttention, cut_windows, join_windows
+from vsuite.restoration.models.upsampling import JoinedUpsampler, upsample_in_bands
 
 LoadCase = Callable[[str], Any]
 PARAMETERS = {
@@ -128,12 +130,12 @@ def test_window_attention(load_case: LoadCase) -> None:
     attention: Any = case.fill(Parts(attn=WindowAttention(60, 4, 8, shift=4))).attn
     windows = case.tensors()["windows"]
     kinds = shifted_window_kinds(2, 3, torch.device("cpu"))
-    mask = shifted_window_masks((8, 8), (4, 4), torch.device("cpu"), torch.float32)[kinds]
+    masks = shifted_window_masks((8, 8), (4, 4), torch.device("cpu"), torch.float32)
     for module in (attention, optimize_for_inference(attention)):
         with torch.inference_mode():
-            bias = gather_position_bias(module.relative_position_bias_table, (8, 8))
-            masked = (bias + mask[:, None]).repeat(2, 1, 1, 1)
-            case.check({"plain": module.attend(windows, bias), "masked": module.attend(windows, masked), "mask": mask})
+            biases = module.biases()
+            masked = module.attend(windows, biases, kinds.repeat(2))
+            case.check({"plain": module.attend(windows, biases), "masked": masked, "mask": masks[kinds]})
 
 
 def test_tiles_of_the_official_options(load_case: LoadCase) -> None:
@@ -199,6 +201,31 @@ def test_fast_folded_and_plain_forms_are_equal(extra: dict[str, Any], size: tupl
         assert want.std() > 0.1
         for form in (model, optimize_for_inference(model)):
             torch.testing.assert_close(form(x), want, rtol=1e-4, atol=1e-5)
+
+
+def test_pieces_and_bands_are_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows go through the blocks by twos, over the borders between kinds of masks, and rows through the upsampler by threes."""
+    model = stirred(DRCT(**TINY, drop_path_rate=0.0))
+    for shape in ((1, 3, 20, 12), (2, 3, 4, 12), (3, 3, 4, 4)):
+        x = torch.rand(shape)
+        want = model.train()(x).detach()  # training goes the whole way
+        with monkeypatch.context() as patch, torch.inference_mode():
+            patch.setattr(drct_group, "PIECE", 32)
+            patch.setattr(upsampling, "BAND", 1)
+            patch.setattr(upsampling, "FEWEST_ROWS", 3)
+            for form in (model.eval(), optimize_for_inference(model)):
+                torch.testing.assert_close(form(x), want, rtol=1e-4, atol=1e-5)
+
+
+@settings(max_examples=10, deadline=None)
+@given(height=st.integers(1, 9), width=st.integers(1, 9), scale=st.sampled_from([2, 3, 4, 8]), seed=st.integers(0, 9))
+def test_the_joined_upsampler_is_the_long_way(height: int, width: int, scale: int, seed: int) -> None:
+    model = stirred(DRCT(**TINY | {"scale": scale, "depths": (6,)}))
+    upsampler = nn.Sequential(model.upsample, model.conv_last)
+    x = torch.randn(2, 8, height, width, generator=torch.Generator().manual_seed(seed))
+    with torch.inference_mode():
+        torch.testing.assert_close(JoinedUpsampler(upsampler, 8, scale)(x), upsampler(x), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(upsample_in_bands(upsampler, x, scale), upsampler(x), rtol=1e-5, atol=1e-6)
 
 
 def test_training_returns_and_differentiates_what_inference_returns() -> None:

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vsuite.core.errors import InputError
-from vsuite.core.nn import memoise, square_window_of
+from vsuite.core.nn import may_go_in_pieces, memoise, square_window_of
 from vsuite.core.registry import PublishedLayout, PublishedResult, Variant, register_variants
 from vsuite.restoration.models.drct_group import ResidualDenseGroup, cut_windows, join_windows
-from vsuite.restoration.models.joined_upsampler import JoinedUpsampler
+from vsuite.restoration.models.upsampling import JoinedUpsampler, upsample_in_bands
 
 Padding = Literal["reflect", "mirror"]
 Initialisation = Literal["random", "interpolation"]
@@ -143,7 +143,11 @@ class DRCT(nn.Module):
         return self.norm(join_windows(windows, self.window_size)).permute(0, 3, 1, 2)
 
     def _enlarge(self, x: Tensor) -> Tensor:
-        return self.conv_last(self.upsample(x)) if self.joined is None else self.joined(x)
+        if self.joined is not None and not torch.compiler.is_exporting():  # its frame would bind the free sizes of a graph
+            return self.joined(x)
+        if may_go_in_pieces(x):
+            return upsample_in_bands(lambda band: self.conv_last(self.upsample(band)), x, self.scale)
+        return self.conv_last(self.upsample(x))
 
     def fold(self) -> None:
         """Joins all that comes after the last activation into one convolution."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +21,9 @@ from vsuite.core.nn import (
     shifted_window_masks,
 )
 
+Kinds = tuple[int, ...] | Tensor | None
 Layer = Callable[[Tensor], Tensor]
+WeightAndBias = tuple[Tensor, Tensor | None]
 NUM_BLOCKS = 5  # of every group, whatever `depths` says
 PIECE = 2048  # tokens; fewer slow two threads down
 
@@ -47,11 +49,11 @@ def join_windows(windows: Tensor, side: int) -> Tensor:
 def _shifted_windows(
     batch: int, rows: int, columns: int, side: int, shift: int, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor | tuple[int, ...]]:
-    """Which tokens shifted windows are of: windows, N; where each token is among those, B * H * W; and what masks they need.
+    """The tokens of shifted windows: their places in the windows as they are, windows, N; the inverse, B * H * W; and their kinds.
 
-    The masks as numbers of windows: those that need the first of `shifted_window_masks` come first, and so on, as a mask for each
-    window would be the largest tensor of all. A graph must not depend on the sizes: there, windows keep their order, and the
-    mask of each is returned.
+    Windows that need the first of `shifted_window_masks` come first, and so on, and their kinds are their numbers: a mask for
+    each window would be the largest tensor of all. A graph must not depend on the sizes: there, windows keep their order, and the
+    kinds are the mask of each.
     """
     places = torch.arange(batch * rows * columns * side**2, device=device).view(batch, rows, columns, side**2, 1)
     there, back = (cut_windows(join_windows(places, side).roll((s, s), (1, 2)), side).flatten(0, 2)[..., 0] for s in (-shift, shift))
@@ -60,6 +62,12 @@ def _shifted_windows(
         return there, back.flatten(), kinds
     there = there[kinds.argsort()]
     return there, there.flatten().argsort(), tuple(kinds.bincount(minlength=4).tolist())
+
+
+def _among(kinds: Sequence[int], start: int, stop: int) -> tuple[int, ...]:
+    """How many windows of each kind are among those from `start` to `stop`, if one kind comes after the other."""
+    edges = itertools.accumulate(kinds, initial=0)
+    return tuple(max(0, min(stop, last) - max(start, first)) for first, last in itertools.pairwise(edges))
 
 
 class WindowAttention(nn.Module):
@@ -86,44 +94,42 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """B, rows, columns, N, C: the windows of a map -> the same."""
-        windows, biases = x.flatten(0, 2), self._biases()
+        windows, biases = x.flatten(0, 2), self.biases()
         if not self.shift:
-            return self.attend(windows, biases[0]).view_as(x)
-        there, back, kinds = _shifted_windows(*x.shape[:3], self.window_size, self.shift, x.device)
+            return self.attend(windows, biases).view_as(x)
+        there, back, kinds = self._shifted(x)
         shifted = windows.flatten(0, 1).index_select(0, there.flatten()).view_as(windows)
-        if isinstance(kinds, Tensor):
-            shifted = self.attend(shifted, biases[kinds])
-        else:
-            pairs = zip(shifted.split(kinds), biases, strict=True)
-            shifted = torch.cat([self.attend(some, bias) for some, bias in pairs if len(some)])
-        return shifted.flatten(0, 1).index_select(0, back).view_as(x)
+        return self.attend(shifted, biases, kinds).flatten(0, 1).index_select(0, back).view_as(x)
 
-    def pieces(self, parts: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Some windows at a time, as they are attended in: windows, N, C and their bias, for `attend`.
+    def pieces(self, parts: list[Tensor]) -> Iterator[tuple[Tensor, Kinds]]:
+        """Some windows at a time, as they are to be attended: windows, N, C, and their kinds.
 
         Args:
             parts: B, rows, columns, N, C' each; side by side they are the channels of the map.
         """
-        biases, most = self._biases(), max(PIECE // self.window_size**2, 1)
+        most = max(PIECE // self.window_size**2, 1)
         if not self.shift:
             for some in zip(*(part.flatten(0, 2).split(most) for part in parts), strict=True):
-                yield torch.cat(some, -1), biases[0]
+                yield torch.cat(some, -1), None
             return
-        there, _, kinds = _shifted_windows(*parts[0].shape[:3], self.window_size, self.shift, parts[0].device)
+        there, _, kinds = self._shifted(parts[0])
         tokens = [part.flatten(0, 3) for part in parts]
-        for windows, bias in zip(there.split(kinds), biases, strict=True):
-            for some in windows.split(most) if len(windows) else ():
-                yield torch.cat([part.index_select(0, some.flatten()) for part in tokens], -1).unflatten(0, some.shape), bias
+        for number, some in enumerate(there.split(most)):
+            x = torch.cat([part.index_select(0, some.flatten()) for part in tokens], -1)
+            yield x.unflatten(0, some.shape), _among(kinds, number * most, number * most + len(some))
 
-    def join(self, pieces: Sequence[Tensor], like: Tensor) -> Tensor:
-        """What was made of all `pieces`, N, C'' each -> B, rows, columns, N, C'' as `like`."""
+    def join(self, pieces: list[Tensor], like: Tensor) -> Tensor:
+        """What was made of all `pieces`, each windows, N, C'' -> B, rows, columns, N, C'' as `like`."""
         windows = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
         if self.shift:
-            _, back, _ = _shifted_windows(*like.shape[:3], self.window_size, self.shift, like.device)
-            windows = windows.flatten(0, 1).index_select(0, back)
+            windows = windows.flatten(0, 1).index_select(0, self._shifted(like)[1])
         return windows.view(*like.shape[:4], -1)
 
-    def _biases(self) -> Tensor:
+    def _shifted(self, x: Tensor) -> tuple[Tensor, Tensor, Any]:
+        batch, rows, columns, *_ = x.shape
+        return _shifted_windows(batch, rows, columns, self.window_size, self.shift, x.device)
+
+    def biases(self) -> Tensor:
         """1, heads, N, N, or one for each of the four kinds of shifted windows."""
         window = (self.window_size, self.window_size)
         bias = gather_position_bias(self.relative_position_bias_table, window)[None]
@@ -131,18 +137,34 @@ class WindowAttention(nn.Module):
             return bias
         return bias + shifted_window_masks(window, (self.shift, self.shift), bias.device, bias.dtype)[:, None]
 
-    def attend(self, windows: Tensor, bias: Tensor) -> Tensor:
-        """windows: B, N, C; bias: heads, N, N or B, heads, N, N -> B, N, C."""
+    def attend(self, windows: Tensor, biases: Tensor, kinds: Kinds = None) -> Tensor:
+        """Windows B, N, C -> the same.
+
+        Args:
+            biases: kinds, heads, N, N.
+            kinds: of how many windows each takes its bias, one kind after the other, or the kind of each window; None: all of the first.
+        """
         count, length, _ = windows.shape
-        query, key, value = self.qkv(windows).view(count, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        bias = bias.to(query.dtype)
+        qkv = self.qkv(windows).view(count, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        biases = biases.to(qkv.dtype)
+        if isinstance(kinds, tuple):
+            pairs = zip(qkv.split(kinds, 1), biases, strict=True)
+            found = torch.cat([self._attend(some, bias) for some, bias in pairs if some.shape[1]])
+        else:
+            found = self._attend(qkv, biases[0] if kinds is None else biases[kinds])
+        return self.proj(found)
+
+    def _attend(self, qkv: Tensor, bias: Tensor) -> Tensor:
+        """3, B, heads, N, D -> B, N, heads * D."""
+        query, key, value = qkv
+        count, _, length, _ = query.shape
         if bias.requires_grad:  # no fused kernel has a gradient for the bias, and torch's other way looks for empty rows
             scores = query * self.scale @ key.transpose(-2, -1)
             out = scores.add_(bias).softmax(-1) @ value
         else:
             bias = bias.expand(count, -1, -1, -1)
             out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=self.scale)
-        return self.proj(out.transpose(1, 2).reshape(count, length, -1))
+        return out.transpose(1, 2).reshape(count, length, -1)
 
     @torch.no_grad()
     def fold(self) -> None:
@@ -172,49 +194,49 @@ class SwinBlock(nn.Module):
         self.drop_path = DropPath(drop_path)
         self.shortcut: nn.Linear | None = None
 
-    def forward(self, parts: Sequence[Tensor], adjust: nn.Conv2d) -> Tensor:
+    def forward(self, parts: list[Tensor], adjust: nn.Conv2d) -> Tensor:
         """B, rows, columns, N, C' each -> what the 1 x 1 convolution `adjust` makes of this block's output: B, rows, columns, N, C''.
 
         At inference on a CPU some windows go through the whole block at a time, as they fit its cache.
         """
         shortcut, second = self._ends(adjust)
         if may_go_in_pieces(parts[0]) and not self.training:
-            found = [
-                self._find(x + self.attn.attend(self.norm1(x), bias), shortcut, second) for x, bias in self.attn.pieces(parts)
-            ]
-            return self.attn.join(found, parts[0])
+            biases = self.attn.biases()
+            pieces = ((x, self.attn.attend(self.norm1(x), biases, kinds)) for x, kinds in self.attn.pieces(parts))
+            return self.attn.join([self._find(attended.add_(x), shortcut, second) for x, attended in pieces], parts[0])
         x = torch.cat(parts, -1)
         return self._find(x + self.drop_path(self.attn(self.norm1(x))), shortcut, second)
 
     def _find(self, x: Tensor, shortcut: Layer, second: Layer) -> Tensor:
         """The block after its attention."""
         hidden = F.gelu(self.mlp.fc1(self.norm2(x)))
-        return shortcut(x) + self.drop_path(second(hidden))
+        return shortcut(x).add_(self.drop_path(second(hidden)))
 
     def _ends(self, adjust: nn.Conv2d) -> tuple[Layer, Layer]:
-        """What makes the output of `adjust` of the tokens before the perceptron, and of its hidden ones.
-
-        Nothing else reads the block's output. So the second layer of the perceptron and the convolution are one product, of the
-        few channels that the convolution leaves.
-        """
+        """What makes the output of `adjust` of the tokens before the perceptron, and of its hidden ones."""
         if self.shortcut is not None:
             return self.shortcut, self.mlp.fc2
-        second, weight = self.mlp.fc2, adjust.weight.flatten(1)
-        merged = partial(F.linear, weight=weight @ second.weight, bias=F.linear(second.bias, weight))
-        return partial(F.linear, weight=weight, bias=adjust.bias), merged
+        shortcut, second = self._merged(adjust)
+        return lambda x: F.linear(x, *shortcut), lambda hidden: F.linear(hidden, *second)
+
+    def _merged(self, adjust: nn.Conv2d) -> tuple[WeightAndBias, WeightAndBias]:
+        """`adjust` for the residual, and for the hidden tokens: with the second layer of the perceptron, as nothing else reads that."""
+        weight, second = adjust.weight.flatten(1), self.mlp.fc2
+        return (weight, adjust.bias), (weight @ second.weight, F.linear(second.bias, weight))
 
     @torch.no_grad()
     def fold_into(self, adjust: nn.Conv2d) -> None:
         """Replaces the second layer of the perceptron by its product with `adjust`."""
         if self.shortcut is None:
-            shortcut, second = self._ends(adjust)
-            self.shortcut, self.mlp.fc2 = _linear(**shortcut.keywords), _linear(**second.keywords)
+            shortcut, second = self._merged(adjust)
+            self.shortcut, self.mlp.fc2 = _linear(*shortcut), _linear(*second)
 
 
 class ResidualDenseGroup(nn.Module):
     """Five Swin blocks, each on the input and all that those before it found; the last one's result is added to the input.
 
-    B, rows, columns, N, C, as `cut_windows` makes them -> the same. Blocks 2 and 4 are shifted, blocks 4 and 5 have a perceptron of ratio 1, as published.
+    B, rows, columns, N, C, as `cut_windows` makes them -> the same. Blocks 2 and 4 are shifted, blocks 4 and 5 have a perceptron
+    of ratio 1, as published.
 
     Args:
         dim: channels C.

@@ -1,8 +1,9 @@
-"""Convolutions and pixel shuffles with no activation between them, joined into one convolution."""
+"""Convolutions and pixel shuffles with no activation between them: in bands of rows, or joined into one convolution."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,22 @@ from torch.nn import functional as F
 
 REACH = 2  # coarse pixels: 1 of the first convolution, 1/2 of the next, 1/4, ..., and less than what is missing to 2 of the last
 AT_ONCE = 8  # channels, while the kernel is found
+BAND, FEWEST_ROWS = 2048, 16  # coarse pixels of a band, and rows
+
+
+def upsample_in_bands(upsampler: Callable[[Tensor], Tensor], x: Tensor, scale: int) -> Tensor:
+    """What `upsampler`, as in `JoinedUpsampler`, makes of x, in bands of rows, as its finer maps are the largest of a model.
+
+    B, channels, H, W -> B, C, scale * H, scale * W.
+    """
+    height, width = x.shape[2:]
+    rows = max(BAND // width, FEWEST_ROWS)
+    bands = []
+    for top in range(0, height, rows):
+        first = max(top - REACH, 0)
+        band = upsampler(x[:, :, first : top + rows + REACH])
+        bands.append(band[:, :, scale * (top - first) :][:, :, : scale * min(rows, height - top)])
+    return torch.cat(bands, 2)
 
 
 class JoinedUpsampler(nn.Module):
@@ -22,6 +39,9 @@ class JoinedUpsampler(nn.Module):
         channels: of its input.
         scale: its whole factor.
     """
+
+    kernel: Tensor
+    bias: Tensor
 
     def __init__(self, upsampler: nn.Sequential, channels: int, scale: int) -> None:
         super().__init__()
