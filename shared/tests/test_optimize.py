@@ -99,7 +99,7 @@ def test_weights_of_linear_layers_are_turned_in_memory_and_stay_shared() -> None
 
 @pytest.fixture
 def large() -> tuple[nn.Linear, nn.Linear]:
-    """A layer whose weight is large enough to be packed, and what is made of it."""
+    """A layer whose weight is large enough to be packed, and what is made of it by a call of enough work."""
     torch.manual_seed(0)
     layer = nn.Linear(1024, 1024)
     fast = optimize_for_inference(layer, torch.randn(2, 20, 1024))
@@ -120,6 +120,29 @@ def test_packed_layers_return_the_same(large: tuple[nn.Linear, nn.Linear], shape
         with torch.inference_mode(inference):
             torch.testing.assert_close(fast(x), layer(x), rtol=1e-5, atol=1e-5)
     assert next(fast.parameters()).is_mkldnn
+
+
+@needs_onednn
+@pytest.mark.parametrize(
+    ("side", "rows", "packed"), [(1024, 15, False), (1024, 16, True), (384, 113, False), (384, 114, True), (256, 1024, False)]
+)
+def test_layers_are_packed_if_large_by_calls_of_much_work(side: int, rows: int, packed: bool) -> None:
+    fast = optimize_for_inference(nn.Linear(side, side), torch.randn(rows, side))
+    assert next(fast.parameters()).is_mkldnn == packed
+
+
+@needs_onednn
+def test_packed_layers_leave_autocast_its_precision(large: tuple[nn.Linear, nn.Linear]) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        assert large[1](torch.randn(20, 1024)).dtype == torch.bfloat16
+
+
+@needs_onednn
+def test_copies_of_packed_layers_can_be_compiled(large: tuple[nn.Linear, nn.Linear]) -> None:
+    layer, fast = large
+    x = torch.randn(20, 1024)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.compile(copy.deepcopy(fast), backend="eager")(x), layer(x))
 
 
 @needs_onednn

@@ -203,29 +203,38 @@ def test_fast_folded_and_plain_forms_are_equal(extra: dict[str, Any], size: tupl
             torch.testing.assert_close(form(x), want, rtol=1e-4, atol=1e-5)
 
 
-def test_pieces_and_bands_are_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Windows go through the blocks by twos, over the borders between kinds of masks, and rows through the upsampler by threes."""
+@pytest.mark.usefixtures("small_limits")
+def test_pieces_are_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows go through the blocks by twos, over the borders between kinds of masks."""
     model = stirred(DRCT(**TINY, drop_path_rate=0.0))
     for shape in ((1, 3, 20, 12), (2, 3, 4, 12), (3, 3, 4, 4)):
         x = torch.rand(shape)
         want = model.train()(x).detach()  # training goes the whole way
         with monkeypatch.context() as patch, torch.inference_mode():
             patch.setattr(drct_group, "PIECE", 32)
-            patch.setattr(upsampling, "BAND", 1)
-            patch.setattr(upsampling, "FEWEST_ROWS", 3)
             for form in (model.eval(), optimize_for_inference(model)):
                 torch.testing.assert_close(form(x), want, rtol=1e-4, atol=1e-5)
 
 
-@settings(max_examples=10, deadline=None)
-@given(height=st.integers(1, 9), width=st.integers(1, 9), scale=st.sampled_from([2, 3, 4, 8]), seed=st.integers(0, 9))
-def test_the_joined_upsampler_is_the_long_way(height: int, width: int, scale: int, seed: int) -> None:
+@pytest.fixture
+def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small maps are joined and cut too."""
+    for name, value in {"SMALLEST": 0, "BAND": 1, "FEWEST_ROWS": 2}.items():
+        monkeypatch.setattr(upsampling, name, value)
+
+
+@pytest.mark.usefixtures("small_limits")
+@pytest.mark.parametrize("scale", [2, 3, 4, 8])
+def test_the_joined_upsampler_and_bands_are_the_long_way(scale: int) -> None:
     model = stirred(DRCT(**TINY | {"scale": scale, "depths": (6,)}))
     upsampler = nn.Sequential(model.upsample, model.conv_last)
-    x = torch.randn(2, 8, height, width, generator=torch.Generator().manual_seed(seed))
-    with torch.inference_mode():
-        torch.testing.assert_close(JoinedUpsampler(upsampler, 8, scale)(x), upsampler(x), rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(upsample_in_bands(upsampler, x, scale), upsampler(x), rtol=1e-5, atol=1e-6)
+    joined = JoinedUpsampler(upsampler, 8, scale)
+    for size in ((1, 1), (2, 3), (3, 2), (4, 7), (9, 5)):
+        x = torch.randn(2, 8, *size)
+        with torch.inference_mode():
+            want = upsampler(x)
+            torch.testing.assert_close(joined(x), want, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(upsample_in_bands(upsampler, x, scale), want, rtol=1e-4, atol=1e-5)
 
 
 def test_training_returns_and_differentiates_what_inference_returns() -> None:
@@ -341,12 +350,13 @@ def test_exported_graph_takes_any_size(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("small_limits")
 def test_compiled_model_is_equal() -> None:
     model = stirred(DRCT(**TINY | {"depths": (6,)}))
-    compiled = torch.compile(model, fullgraph=True)
     x = torch.rand(1, 3, 9, 12)
     with torch.inference_mode():
-        torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-5)
+        for compiled in (torch.compile(model, fullgraph=True), optimize_for_inference(model, x, compile=True)):
+            torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-5)
 
 
 def test_training_brings_the_loss_down() -> None:

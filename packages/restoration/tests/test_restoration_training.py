@@ -11,7 +11,7 @@ from vsuite.core.errors import InputError
 from vsuite.core.training import checkpoint
 from vsuite.core.weights import read_metadata, read_state_dict
 from vsuite.restoration.settings import LoopSettings, halved, list_recipes, load_recipe
-from vsuite.restoration.training import resolve_settings, split_pictures, start_from, train
+from vsuite.restoration.training import resolve_settings, scale_of, split_pictures, start_from, train
 
 QUICK = {
     "training.steps": 6,
@@ -118,6 +118,13 @@ def test_published_recipes():
     rates = [halved(step, scratch.steps, scratch) for step in (0, 249_999, 250_000, 400_000, 450_000, 475_000, 499_999)]
     assert rates == [2e-4, 2e-4, 1e-4, 5e-5, 2.5e-5, 1.25e-5, 1.25e-5]
     assert recipes["real_drct_gan"].loss.adversarial_weight == 0.1
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_the_model_of_every_recipe_takes_its_patches(name):
+    """Found out on the device "meta", where nothing may depend on values."""
+    settings = resolve_settings(recipe=name, data=".")
+    assert scale_of(settings) == create_model(settings.model, **settings.options).scale
 
 
 def test_pictures_are_held_out_or_given(pictures):

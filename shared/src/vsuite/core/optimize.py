@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from vsuite.core.devices import Precision
-from vsuite.core.nn.packed_linear import PackedLinear
+from vsuite.core.nn.packed_linear import pack_linear
+
+LARGE = 2**17  # numbers of a weight; below, a new number of rows, which takes a new kernel, costs more than few calls save
 
 
 def optimize_for_inference(
@@ -19,7 +21,7 @@ def optimize_for_inference(
 
     Each module that has a method `fold()` is asked to fold (a batch norm into its convolution, say), and the weights of linear
     layers are stored as a CPU multiplies with them fastest. Outputs stay equal to rounding. The copy can no longer be trained,
-    and its state dict is not the model's any more.
+    and its state dict is not the model's any more. To compile or export it yourself once it has run, take a `copy.deepcopy` of it.
 
     Args:
         model: left as it is.
@@ -37,8 +39,8 @@ def optimize_for_inference(
     vars(fast).pop("built_from", None)  # weights saved from it could not be loaded again
     if precision == "fp32":
         _turn_weights(fast)
-        if not compile and torch.backends.mkldnn.is_available():  # compiling packs the weights itself
-            _pack_weights(fast)
+        if not compile:  # compiling packs the weights itself
+            _pack_large_weights(fast)
     if compile:
         from torch._inductor import config  # takes a second
 
@@ -63,8 +65,7 @@ def _turn_weights(model: nn.Module) -> None:
             module.weight.data = module.weight.data.t().contiguous().t()
 
 
-def _pack_weights(model: nn.Module) -> None:
-    """In place. Layers keep their names, hooks and parameters; only how they are computed changes."""
+def _pack_large_weights(model: nn.Module) -> None:
     for module in model.modules():
-        if type(module) is nn.Linear:
-            module.__class__ = PackedLinear
+        if type(module) is nn.Linear and module.weight.numel() >= LARGE:
+            pack_linear(module)

@@ -11,6 +11,7 @@ from vsuite.core.nn.initialise import initialise_transformer
 from vsuite.core.nn.memoise import memoise
 from vsuite.core.nn.mlp import Mlp, may_go_in_pieces, perceptron
 from vsuite.core.nn.norm import LayerNorm2d
+from vsuite.core.nn.packed_linear import pack_linear
 from vsuite.core.nn.position_grid import resize_position_grid, sincos_position_grid
 from vsuite.core.nn.relative_position import (
     gather_position_bias,
@@ -46,6 +47,7 @@ __all__ = [
     "map_to_tokens",
     "may_go_in_pieces",
     "memoise",
+    "pack_linear",
     "pad_to_windows",
     "perceptron",
     "relative_position_index",

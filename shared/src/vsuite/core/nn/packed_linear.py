@@ -16,9 +16,12 @@ class PackedLinear(nn.Linear):
 
     The first call of `LEAST_WORK` or more lays the weight out, in place of the usual form: it is in memory once. Whoever reads
     `weight`, and calls that oneDNN does not serve (with gradients, in another precision, on another device, while a model is
-    traced or compiled), copies, moves and state dicts have the usual form again. On two cores of a CPU with AVX-512 such products
-    are 1.1 to 1.5 times as fast as torch's own, which on processors of AMD does not use it; with AVX2 alone 1.0 to 1.8 times, most
-    for weights that do not fit the cache. Below, calling oneDNN costs more than it saves.
+    traced), copies, moves and state dicts have the usual form again. `parameters()` does not; and a layer that has run must be
+    copied before it is compiled or exported, as torch looks past `weight` then.
+
+    On two cores of a CPU with AVX-512 such products are 1.1 to 1.5 times as fast as torch's own, which on processors of AMD does
+    not use it; with AVX2 alone 1.0 to 1.8 times, most for weights that do not fit the cache. Calls of less work gain nothing. Each
+    number of rows takes a kernel of its own, made at the first call: this is no layer for rows whose number always changes.
     """
 
     @property
@@ -58,6 +61,8 @@ class PackedLinear(nn.Linear):
         weight = self._stored()
         if torch.compiler.is_compiling() or torch.jit.is_tracing() or x.requires_grad or weight.requires_grad:
             return False
+        if torch.is_autocast_enabled("cpu") or not torch.backends.mkldnn.is_available():
+            return False
         ours = all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in (x, weight))
         return ours and x.shape[-1] == self.in_features
 
@@ -76,3 +81,8 @@ class PackedLinear(nn.Linear):
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self.unpack()
         super()._load_from_state_dict(*args, **kwargs)
+
+
+def pack_linear(layer: nn.Linear) -> None:
+    """Makes a layer a `PackedLinear`, in place: it keeps its name, hooks and parameters; only how it is computed changes."""
+    layer.__class__ = PackedLinear

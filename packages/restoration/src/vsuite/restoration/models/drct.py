@@ -151,7 +151,8 @@ class DRCT(nn.Module):
 
     def fold(self) -> None:
         """Joins all that comes after the last activation into one convolution."""
-        self.joined = JoinedUpsampler(nn.Sequential(self.upsample, self.conv_last), self.conv_last.in_channels, self.scale)
+        if self.joined is None:
+            self.joined = JoinedUpsampler(nn.Sequential(self.upsample, self.conv_last), self.conv_last.in_channels, self.scale)
 
     def _positions(self, height: int, width: int) -> Tensor:
         side = self.position_grid

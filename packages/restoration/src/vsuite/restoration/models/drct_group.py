@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from vsuite.core.nn import (
     Mlp,
     gather_position_bias,
     may_go_in_pieces,
-    memoise,
+    pack_linear,
     shifted_window_kinds,
     shifted_window_masks,
 )
@@ -45,23 +45,33 @@ def join_windows(windows: Tensor, side: int) -> Tensor:
     return windows.view(batch, rows, columns, side, side, dim).transpose(2, 3).reshape(batch, rows * side, columns * side, dim)
 
 
-@memoise
-def _shifted_windows(
-    batch: int, rows: int, columns: int, side: int, shift: int, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor | tuple[int, ...]]:
-    """The tokens of shifted windows: their places in the windows as they are, windows, N; the inverse, B * H * W; and their kinds.
+class ShiftedWindows(NamedTuple):
+    """Which tokens the windows of a shifted map are of.
 
-    Windows that need the first of `shifted_window_masks` come first, and so on, and their kinds are their numbers: a mask for
-    each window would be the largest tensor of all. A graph must not depend on the sizes: there, windows keep their order, and the
-    kinds are the mask of each.
+    Attributes:
+        there: windows, N: the place of each token among those of the windows as they are.
+        back: B * H * W: the inverse.
+        kinds: how many windows need the first of `shifted_window_masks`, how many the second, ..., which is their order: a mask for
+            each window would be the largest tensor of all. In a graph, which must not depend on sizes, the mask of each.
     """
-    places = torch.arange(batch * rows * columns * side**2, device=device).view(batch, rows, columns, side**2, 1)
-    there, back = (cut_windows(join_windows(places, side).roll((s, s), (1, 2)), side).flatten(0, 2)[..., 0] for s in (-shift, shift))
-    kinds = shifted_window_kinds(rows, columns, device).repeat(batch)
+
+    there: Tensor
+    back: Tensor
+    kinds: tuple[int, ...] | Tensor
+
+
+def shifted_windows(x: Tensor, side: int, shift: int) -> ShiftedWindows:
+    """x: B, rows, columns, N, C. Not memoised: it takes a thousandth of a block's time, and the memory of two channels."""
+    batch, rows, columns, length, _ = x.shape
+    places = torch.arange(batch * rows * columns * length, device=x.device)
+    shaped = places.view(batch, rows, columns, length, 1)
+    there, back = (cut_windows(join_windows(shaped, side).roll((s, s), (1, 2)), side).flatten(0, 2)[..., 0] for s in (-shift, shift))
+    kinds = shifted_window_kinds(rows, columns, x.device).repeat(batch)
     if torch.compiler.is_compiling():
-        return there, back.flatten(), kinds
+        return ShiftedWindows(there, back.flatten(), kinds)
     there = there[kinds.argsort()]
-    return there, there.flatten().argsort(), tuple(kinds.bincount(minlength=4).tolist())
+    counts = (rows - 1) * (columns - 1), rows - 1, columns - 1, 1
+    return ShiftedWindows(there, torch.empty_like(places).scatter_(0, there.flatten(), places), tuple(batch * n for n in counts))
 
 
 def _among(kinds: Sequence[int], start: int, stop: int) -> tuple[int, ...]:
@@ -97,37 +107,31 @@ class WindowAttention(nn.Module):
         windows, biases = x.flatten(0, 2), self.biases()
         if not self.shift:
             return self.attend(windows, biases).view_as(x)
-        there, back, kinds = self._shifted(x)
+        there, back, kinds = shifted_windows(x, self.window_size, self.shift)
         shifted = windows.flatten(0, 1).index_select(0, there.flatten()).view_as(windows)
         return self.attend(shifted, biases, kinds).flatten(0, 1).index_select(0, back).view_as(x)
 
-    def pieces(self, parts: list[Tensor]) -> Iterator[tuple[Tensor, Kinds]]:
-        """Some windows at a time, as they are to be attended: windows, N, C, and their kinds.
+    def in_pieces(self, parts: list[Tensor], work: Callable[[Tensor, Kinds], Tensor]) -> Tensor:
+        """What `work` makes of some windows at a time, as they are to be attended: B, rows, columns, N, C''.
 
         Args:
             parts: B, rows, columns, N, C' each; side by side they are the channels of the map.
+            work: windows, N, C and their kinds -> windows, N, C''.
         """
         most = max(PIECE // self.window_size**2, 1)
         if not self.shift:
-            for some in zip(*(part.flatten(0, 2).split(most) for part in parts), strict=True):
-                yield torch.cat(some, -1), None
-            return
-        there, _, kinds = self._shifted(parts[0])
+            windows = zip(*(part.flatten(0, 2).split(most) for part in parts), strict=True)
+            found = torch.cat([work(torch.cat(piece, -1), None) for piece in windows])
+            return found.view(*parts[0].shape[:4], -1)
+        there, back, kinds = shifted_windows(parts[0], self.window_size, self.shift)
+        assert isinstance(kinds, tuple)
         tokens = [part.flatten(0, 3) for part in parts]
-        for number, some in enumerate(there.split(most)):
-            x = torch.cat([part.index_select(0, some.flatten()) for part in tokens], -1)
-            yield x.unflatten(0, some.shape), _among(kinds, number * most, number * most + len(some))
-
-    def join(self, pieces: list[Tensor], like: Tensor) -> Tensor:
-        """What was made of all `pieces`, each windows, N, C'' -> B, rows, columns, N, C'' as `like`."""
-        windows = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
-        if self.shift:
-            windows = windows.flatten(0, 1).index_select(0, self._shifted(like)[1])
-        return windows.view(*like.shape[:4], -1)
-
-    def _shifted(self, x: Tensor) -> tuple[Tensor, Tensor, Any]:
-        batch, rows, columns, *_ = x.shape
-        return _shifted_windows(batch, rows, columns, self.window_size, self.shift, x.device)
+        pieces = []
+        for first in range(0, len(there), most):
+            places = there[first : first + most]
+            x = torch.cat([part.index_select(0, places.flatten()) for part in tokens], -1).unflatten(0, places.shape)
+            pieces.append(work(x, _among(kinds, first, first + len(places))))
+        return torch.cat(pieces).flatten(0, 1).index_select(0, back).view(*parts[0].shape[:4], -1)
 
     def biases(self) -> Tensor:
         """1, heads, N, N, or one for each of the four kinds of shifted windows."""
@@ -199,25 +203,27 @@ class SwinBlock(nn.Module):
 
         At inference on a CPU some windows go through the whole block at a time, as they fit its cache.
         """
-        shortcut, second = self._ends(adjust)
+        shortcut, output = self._output_layers(adjust)
         if may_go_in_pieces(parts[0]) and not self.training:
             biases = self.attn.biases()
-            pieces = ((x, self.attn.attend(self.norm1(x), biases, kinds)) for x, kinds in self.attn.pieces(parts))
-            return self.attn.join([self._find(attended.add_(x), shortcut, second) for x, attended in pieces], parts[0])
+
+            def whole_block(x: Tensor, kinds: Kinds) -> Tensor:
+                return self._after_attention(self.attn.attend(self.norm1(x), biases, kinds).add_(x), shortcut, output)
+
+            return self.attn.in_pieces(parts, whole_block)
         x = torch.cat(parts, -1)
-        return self._find(x + self.drop_path(self.attn(self.norm1(x))), shortcut, second)
+        return self._after_attention(x + self.drop_path(self.attn(self.norm1(x))), shortcut, output)
 
-    def _find(self, x: Tensor, shortcut: Layer, second: Layer) -> Tensor:
-        """The block after its attention."""
+    def _after_attention(self, x: Tensor, shortcut: Layer, output: Layer) -> Tensor:
         hidden = F.gelu(self.mlp.fc1(self.norm2(x)))
-        return shortcut(x).add_(self.drop_path(second(hidden)))
+        return shortcut(x).add_(self.drop_path(output(hidden)))
 
-    def _ends(self, adjust: nn.Conv2d) -> tuple[Layer, Layer]:
+    def _output_layers(self, adjust: nn.Conv2d) -> tuple[Layer, Layer]:
         """What makes the output of `adjust` of the tokens before the perceptron, and of its hidden ones."""
         if self.shortcut is not None:
             return self.shortcut, self.mlp.fc2
-        shortcut, second = self._merged(adjust)
-        return lambda x: F.linear(x, *shortcut), lambda hidden: F.linear(hidden, *second)
+        shortcut, hidden = self._merged(adjust)
+        return lambda x: F.linear(x, *shortcut), lambda x: F.linear(x, *hidden)
 
     def _merged(self, adjust: nn.Conv2d) -> tuple[WeightAndBias, WeightAndBias]:
         """`adjust` for the residual, and for the hidden tokens: with the second layer of the perceptron, as nothing else reads that."""
@@ -228,8 +234,9 @@ class SwinBlock(nn.Module):
     def fold_into(self, adjust: nn.Conv2d) -> None:
         """Replaces the second layer of the perceptron by its product with `adjust`."""
         if self.shortcut is None:
-            shortcut, second = self._merged(adjust)
-            self.shortcut, self.mlp.fc2 = _linear(*shortcut), _linear(*second)
+            shortcut, hidden = self._merged(adjust)
+            self.shortcut, self.mlp.fc2 = _linear(*shortcut), _linear(*hidden)
+            pack_linear(self.mlp.fc1)
 
 
 class ResidualDenseGroup(nn.Module):
@@ -288,4 +295,5 @@ def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     layer.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
     if bias is not None:
         layer.bias = nn.Parameter(bias, requires_grad=False)
+    pack_linear(layer)  # small as it is: pieces of one size give it always as many rows
     return layer

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-REACH = 2  # coarse pixels: 1 of the first convolution, 1/2 of the next, 1/4, ..., and less than what is missing to 2 of the last
+REACH = 2  # coarse pixels: 1 of the first convolution, 1/2 of the second, 1/4 of the third, ...
+SMALLEST = 24  # coarse pixels a side, below which the frame is most of the map
 AT_ONCE = 8  # channels, while the kernel is found
 BAND, FEWEST_ROWS = 2048, 16  # coarse pixels of a band, and rows
 
@@ -30,7 +31,9 @@ def upsample_in_bands(upsampler: Callable[[Tensor], Tensor], x: Tensor, scale: i
 
 
 class JoinedUpsampler(nn.Module):
-    """What `upsampler` does, as one convolution of 5 x 5 coarse pixels: a fifth of the work at x4.
+    """What `upsampler` does, as one convolution of 5 x 5 coarse pixels.
+
+    Of DRCT x4 that is, with the frame, 0.48, 0.29 and 0.15 of the work on maps of 32 x 32, 64 x 64 and 256 x 256.
 
     The outermost coarse row or column on each side goes the long way: the zeros around the finer maps count there.
 
@@ -54,6 +57,8 @@ class JoinedUpsampler(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """B, channels, H, W -> B, C, scale * H, scale * W."""
+        if min(x.shape[2:]) < SMALLEST:
+            return self.upsampler(x)
         edge, known = self.scale, REACH + 1
         out = F.pixel_shuffle(F.conv2d(x, self.kernel, self.bias, padding=REACH), self.scale)
         first, last = self.upsampler(torch.cat([x[:, :, :known], x[:, :, -known:]])).chunk(2)

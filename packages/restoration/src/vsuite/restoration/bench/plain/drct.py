@@ -71,7 +71,7 @@ def _attention(self: WindowAttention, index: Tensor, x: Tensor) -> Tensor:
 
 def _block(self: SwinBlock, x: Tensor) -> Tensor:
     x = x + self.drop_path(self.attn(self.norm1(x)))
-    return x + self.drop_path(self.mlp(self.norm2(x)))
+    return x + self.drop_path(self.mlp.fc2(F.gelu(self.mlp.fc1(self.norm2(x)))))  # not by `Mlp`, which goes in pieces
 
 
 def _adjusted(group: ResidualDenseGroup, k: int, tokens: Tensor) -> Tensor:
