@@ -25,7 +25,7 @@ Kinds = tuple[int, ...] | Tensor | None
 Layer = Callable[[Tensor], Tensor]
 WeightAndBias = tuple[Tensor, Tensor | None]
 NUM_BLOCKS = 5  # of every group, whatever `depths` says
-PIECE = 2048  # tokens; fewer slow two threads down
+PIECE = 1536  # tokens; fewer slow two threads down, more take more memory
 
 
 def cut_windows(x: Tensor, side: int) -> Tensor:
