@@ -22,7 +22,7 @@ from vsuite.core import InputError, create_model, list_models, load_published, m
 from vsuite.core.nn import shifted_window_kinds, shifted_window_masks
 from vsuite.core.weights import read_state_dict
 from vsuite.restoration.bench.plain.drct import build as build_plain
-from vsuite.restoration.models import drct_group, upsampling
+from vsuite.restoration.models import upsampling
 from vsuite.restoration.models.drct import DRCT
 from vsuite.restoration.models.drct_group import ResidualDenseGroup, WindowAttention, cut_windows, join_windows
 from vsuite.restoration.models.upsampling import JoinedUpsampler, upsample_in_bands
@@ -204,15 +204,17 @@ def test_fast_folded_and_plain_forms_are_equal(extra: dict[str, Any], size: tupl
 
 
 @pytest.mark.usefixtures("small_limits")
-def test_pieces_are_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pieces_are_the_whole() -> None:
     """Windows go through the blocks by twos, over the borders between kinds of masks."""
     model = stirred(DRCT(**TINY, drop_path_rate=0.0))
     for shape in ((1, 3, 20, 12), (2, 3, 4, 12), (3, 3, 4, 4)):
         x = torch.rand(shape)
         want = model.train()(x).detach()  # training goes the whole way
-        with monkeypatch.context() as patch, torch.inference_mode():
-            patch.setattr(drct_group, "PIECE", 32)
+        with torch.inference_mode():
             for form in (model.eval(), optimize_for_inference(model)):
+                for module in form.modules():
+                    if isinstance(module, WindowAttention):
+                        module.piece = 32
                 torch.testing.assert_close(form(x), want, rtol=1e-4, atol=1e-5)
 
 

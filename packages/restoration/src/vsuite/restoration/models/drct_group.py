@@ -25,7 +25,8 @@ Kinds = tuple[int, ...] | Tensor | None
 Layer = Callable[[Tensor], Tensor]
 WeightAndBias = tuple[Tensor, Tensor | None]
 NUM_BLOCKS = 5  # of every group, whatever `depths` says
-PIECE = 1536  # tokens; fewer slow two threads down, more take more memory
+PIECE = 1536  # tokens that go through a block at a time; fewer slow two threads down
+FOLDED_PIECE = 4096  # a few hundredths faster, for the memory that folding takes anyhow
 
 
 def cut_windows(x: Tensor, side: int) -> Tensor:
@@ -97,6 +98,7 @@ class WindowAttention(nn.Module):
         self.scale = (dim // num_heads) ** -0.5
         self.window_size = window_size
         self.shift = shift
+        self.piece = PIECE
         self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window_size - 1) ** 2, num_heads))
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
@@ -118,7 +120,7 @@ class WindowAttention(nn.Module):
             parts: B, rows, columns, N, C' each; side by side they are the channels of the map.
             work: windows, N, C and their kinds -> windows, N, C''.
         """
-        most = max(PIECE // self.window_size**2, 1)
+        most = max(self.piece // self.window_size**2, 1)
         if not self.shift:
             windows = zip(*(part.flatten(0, 2).split(most) for part in parts), strict=True)
             found = torch.cat([work(torch.cat(piece, -1), None) for piece in windows])
@@ -176,6 +178,7 @@ class WindowAttention(nn.Module):
 
         Biases are not kept: gathering them anew takes under a hundredth of the time, keeping them more memory than all weights.
         """
+        self.piece = FOLDED_PIECE
         head_dim = self.proj.in_features // self.num_heads
         extra = -head_dim % 8
         qkv = F.pad(self.qkv.weight.unflatten(0, (-1, head_dim)), (0, 0, 0, extra)).flatten(0, 1)
