@@ -141,7 +141,8 @@ def test_the_nearer_point_covers_the_farther_whatever_their_order() -> None:
     position, target = first_camera(Scene("s", np.array([[0, 0, 0], [1, 1, 1]], np.float32)))
     from vsuite.pointcloud.viewer.picture import draw_points, look_at
 
-    points = np.stack([position + (target - position) * part for part in (0.5, 0.8)])
+    aside = target + np.array([0.1, 0.07, 0.03])  # the middle of the picture lies between pixels: rounding would choose one
+    points = np.stack([position + (aside - position) * part for part in (0.5, 0.8)])
     colours = np.array([[255, 0, 0], [0, 255, 0]], np.uint8)
     for order in ([0, 1], [1, 0]):
         image = np.zeros((64, 64, 3), np.uint8)
