@@ -62,7 +62,7 @@ class ShiftedWindows(NamedTuple):
 
 
 def shifted_windows(x: Tensor, side: int, shift: int) -> ShiftedWindows:
-    """x: B, rows, columns, N, C. Not memoised: it takes a thousandth of a block's time, and the memory of two channels."""
+    """x: B, rows, columns, N, C. Not memoised: it takes a hundredth of a block's time, and the memory of four channels."""
     batch, rows, columns, length, _ = x.shape
     places = torch.arange(batch * rows * columns * length, device=x.device)
     shaped = places.view(batch, rows, columns, length, 1)
